@@ -1,0 +1,1 @@
+"""The bus: topics, the one message schema, and the MQTT adapter (docs/formats/messages.md)."""
