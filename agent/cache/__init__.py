@@ -1,0 +1,1 @@
+"""The block cache: stores that hold volumes, their records, leases and eviction."""

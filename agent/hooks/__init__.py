@@ -1,0 +1,1 @@
+"""Thin hooks between batch systems and the agent."""
