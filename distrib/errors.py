@@ -112,7 +112,11 @@ class TrustRefused(ImageError):
     code = "trust-refused"
 
     def __init__(
-        self, message: str, *, reasons: tuple[dict[str, str], ...] = (), hint: str = "",
+        self,
+        message: str,
+        *,
+        reasons: tuple[dict[str, str], ...] = (),
+        hint: str = "",
         **ids: str | int,
     ) -> None:
         super().__init__(message, hint=hint, **ids)
@@ -153,6 +157,7 @@ class NodeError(DistribError):
     """The node's disk, kernel or host software is at fault."""
 
     code = "node-fault"
+    exit_status = ExitStatus.UNREACHABLE
 
 
 class NoSpace(NodeError):

@@ -41,7 +41,9 @@ Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(_rfc3339, retur
 NodeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
 Infohash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ImageId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-VersionText = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z][\w.,/+~-]*$")]
+VersionText = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z][\w.,/+~-]*$")
+]
 Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 Text = Annotated[str, Field(max_length=1000)]
 Token = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.:@+-]+$")]

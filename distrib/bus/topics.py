@@ -17,6 +17,7 @@ RESERVED_NAMES = frozenset({"controller", "seeder", "catalogue", "operator"})
 """Certificates of these names have rights of their own on the broker: no node may be called so."""
 
 NodeTopic = Literal["presence", "desired", "orders", "report", "request", "event"]
+_NODE_TOPICS: tuple[NodeTopic, ...] = get_args(NodeTopic)
 
 
 def is_node_name(name: str) -> bool:
@@ -67,9 +68,9 @@ class Topics:
         if not topic.startswith(head):
             return None
         node, _, leaf = topic[len(head) :].partition("/")
-        if NODE_NAME.fullmatch(node) is None or leaf not in get_args(NodeTopic):
+        if NODE_NAME.fullmatch(node) is None:
             return None
-        return node, leaf
+        return next(((node, known) for known in _NODE_TOPICS if known == leaf), None)
 
     def parse_seeder(self, topic: str) -> str | None:
         """The name in a seeder's presence topic, or None."""

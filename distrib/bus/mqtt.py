@@ -1,0 +1,261 @@
+"""The MQTT 5 adapter: one supervised connection, an outbox that coalesces, handlers by topic.
+
+aiomqtt's client is one connection; what stays over reconnects lives here. ``retain`` keeps only
+the newest payload of a topic (progress must not queue up behind a slow broker), ``send`` keeps
+messages in order up to a bound. Handlers run one after the other in the receiving task: they are
+short and hand long work to their own tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiomqtt
+import structlog
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from pydantic import Field
+
+from distrib.bus.topics import DEFAULT_PREFIX, Topics
+from distrib.config import Section
+from distrib.errors import ConfigInvalid
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[str, bytes], None]
+"""Called with topic and payload; an empty payload is a retained message that was deleted."""
+
+OUTBOX_MESSAGES = 10_000
+
+
+class BusSettings(Section):
+    """How to reach the broker."""
+
+    host: str = Field("127.0.0.1", description="the broker's name or address")
+    port: int = Field(8883, ge=1, le=65535, description="the broker's TLS port")
+    ca: Path = Field(Path("/etc/distrib/site-ca.pem"), description="CA of the broker's certificate")
+    cert: Path = Field(Path("/etc/distrib/client.pem"), description="own certificate; CN = name")
+    key: Path = Field(Path("/etc/distrib/client.key"), description="its private key")
+    prefix: str = Field(
+        DEFAULT_PREFIX, pattern=r"^[\w-]+(/[\w-]+)*$", description="first part of every topic"
+    )
+    keepalive_s: int = Field(20, ge=1, le=3600, description="silence after which a side is dead")
+    reconnect_max_s: float = Field(
+        30.0, gt=0, description="longest wait between two attempts to connect; waits are jittered"
+    )
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A message that is to go out. ``expiry_s`` is MQTT 5's message expiry."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    expiry_s: int | None = None
+
+
+def client_tls(settings: BusSettings) -> ssl.SSLContext:
+    """Mutual TLS with the site's CA alone. Raises ConfigInvalid naming the file at fault."""
+    for key, path in (("ca", settings.ca), ("cert", settings.cert), ("key", settings.key)):
+        if not path.is_file():
+            raise ConfigInvalid(
+                f"bus.{key} = {path}: no such file", hint="see docs/operations.md, Certificates"
+            )
+    try:
+        context = ssl.create_default_context(cafile=str(settings.ca))
+        context.load_cert_chain(settings.cert, settings.key)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigInvalid(
+            f"bus.cert = {settings.cert}: {error}",
+            hint="certificate, key and CA must be PEM files that fit each other",
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class Bus:
+    """A connection that is always being made. ``async with bus.running():`` is its lifetime."""
+
+    def __init__(
+        self,
+        settings: BusSettings,
+        *,
+        client_id: str,
+        will: Publication | None = None,
+        on_connect: Callable[[], None] | None = None,
+    ) -> None:
+        self.topics = Topics(settings.prefix)
+        self.connected = asyncio.Event()
+        self._settings = settings
+        self._client_id = client_id
+        self._will = will
+        self._on_connect = on_connect
+        self._handlers: dict[str, Handler] = {}
+        self._newest: dict[str, Publication] = {}
+        self._queue: deque[Publication] = deque(maxlen=OUTBOX_MESSAGES)
+        self._wake = asyncio.Event()
+        self._client: aiomqtt.Client | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    def retain(self, topic: str, payload: bytes, *, qos: int = 1) -> None:
+        """Publish retained; replaces what waits for the same topic. Never blocks.
+
+        An empty payload deletes the retained message."""
+        self._newest[topic] = Publication(topic, payload, qos, retain=True)
+        self._wake.set()
+
+    def send(self, topic: str, payload: bytes, *, expiry_s: int | None = None) -> None:
+        """Publish once with QoS 1, in order. Never blocks; the oldest give way past the bound."""
+        self._queue.append(Publication(topic, payload, 1, retain=False, expiry_s=expiry_s))
+        self._wake.set()
+
+    def subscribe(self, topic_filter: str, handler: Handler) -> None:
+        """Call ``handler`` for what matches, from now on and after every reconnect."""
+        self._handlers[topic_filter] = handler
+        self._start(self._resubscribe(topic_filter))
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        self._handlers.pop(topic_filter, None)
+        self._start(self._unsubscribe(topic_filter))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep connecting until the block is left; what waits in the outbox goes out first."""
+        task = asyncio.create_task(self._supervise(), name=f"bus {self._client_id}")
+        try:
+            yield
+            await self._drain(limit_s=2.0)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, *self._background, return_exceptions=True)
+
+    async def _drain(self, *, limit_s: float) -> None:
+        async def emptied() -> None:
+            while self.connected.is_set() and (self._newest or self._queue):
+                await asyncio.sleep(0.01)
+
+        try:
+            await asyncio.wait_for(emptied(), limit_s)
+        except TimeoutError:
+            log.warning("bus-outbox-lost", waiting=len(self._newest) + len(self._queue))
+
+    async def _supervise(self) -> None:
+        wait_s = 0.2
+        while True:
+            try:
+                await self._connection()
+            except (aiomqtt.MqttError, OSError, TimeoutError) as error:
+                if self.connected.is_set():
+                    log.warning("bus-lost", broker=self._broker, why=str(error))
+                    wait_s = 0.2
+                else:
+                    log.info("bus-unreachable", broker=self._broker, why=str(error))
+            finally:
+                self.connected.clear()
+                self._client = None
+            # Full jitter: a broker that comes back must not meet all nodes at once.
+            await asyncio.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311
+            wait_s = min(wait_s * 2, self._settings.reconnect_max_s)
+
+    @property
+    def _broker(self) -> str:
+        return f"{self._settings.host}:{self._settings.port}"
+
+    async def _connection(self) -> None:
+        will = self._will
+        async with aiomqtt.Client(
+            self._settings.host,
+            self._settings.port,
+            identifier=self._client_id,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            tls_context=client_tls(self._settings),
+            keepalive=self._settings.keepalive_s,
+            timeout=10,
+            will=None
+            if will is None
+            else aiomqtt.Will(will.topic, will.payload, qos=will.qos, retain=will.retain),
+            # A node's `desired` of hundreds of images arrives in one go.
+            max_queued_incoming_messages=0,
+        ) as client:
+            self._client = client
+            for topic_filter in list(self._handlers):
+                await client.subscribe(topic_filter, qos=1)
+            self.connected.set()
+            log.info("bus-connected", broker=self._broker)
+            if self._on_connect is not None:
+                self._on_connect()
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send_all(client), name="bus outbox")
+                try:
+                    await self._receive(client)
+                finally:
+                    sender.cancel()
+
+    async def _receive(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            payload = message.payload if isinstance(message.payload, bytes) else b""
+            for topic_filter, handler in list(self._handlers.items()):
+                if message.topic.matches(topic_filter):
+                    handler(message.topic.value, payload)
+
+    async def _send_all(self, client: aiomqtt.Client) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue or self._newest:
+                if self._queue:
+                    publication = self._queue[0]
+                    await self._publish(client, publication)
+                    self._queue.popleft()
+                else:
+                    topic, publication = next(iter(self._newest.items()))
+                    await self._publish(client, publication)
+                    if self._newest.get(topic) is publication:
+                        del self._newest[topic]
+
+    async def _publish(self, client: aiomqtt.Client, publication: Publication) -> None:
+        properties = None
+        if publication.expiry_s is not None:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.MessageExpiryInterval = publication.expiry_s
+        await client.publish(
+            publication.topic,
+            publication.payload,
+            qos=publication.qos,
+            retain=publication.retain,
+            properties=properties,
+        )
+
+    def _start(self, step: object) -> None:
+        try:
+            task = asyncio.get_running_loop().create_task(step)  # type: ignore[arg-type]
+        except RuntimeError:
+            step.close()  # type: ignore[attr-defined]
+            return
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _resubscribe(self, topic_filter: str) -> None:
+        client = self._client
+        if client is not None and self.connected.is_set():
+            try:
+                await client.subscribe(topic_filter, qos=1)
+            except aiomqtt.MqttError as error:
+                log.info("bus-subscribe-later", topic=topic_filter, why=str(error))
+
+    async def _unsubscribe(self, topic_filter: str) -> None:
+        client = self._client
+        if client is not None and self.connected.is_set():
+            try:
+                await client.unsubscribe(topic_filter)
+            except aiomqtt.MqttError as error:
+                log.info("bus-unsubscribe-later", topic=topic_filter, why=str(error))
