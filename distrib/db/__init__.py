@@ -1,0 +1,1 @@
+"""The head node's database: tables, transactions, migrations (docs/formats/head-state.md)."""
