@@ -1,0 +1,4 @@
+"""The swarm: v2 torrents, the LAN profile, the libtorrent adapter, the relay plan."""
+
+IMAGE_FILE = "image.raw"
+"""The one file name in every torrent, and so in every directory that libtorrent writes to."""

@@ -1,0 +1,218 @@
+"""The libtorrent adapter: one session on one port with one disk backend.
+
+libtorrent runs its own network and disk threads. Its alerts are woken up through a pipe that the
+event loop watches, and turned into events of the transfers before the next ``pop_alerts``; no call
+that waits for the network thread is made from the loop while data flows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import libtorrent as lt
+import structlog
+
+from distrib.errors import NodeError, OperatorError
+from distrib.swarm.events import (
+    HashFailed,
+    PeerBanned,
+    PeerDown,
+    PeerUp,
+    PieceDone,
+    StorageFault,
+    TransferEvent,
+)
+from distrib.swarm.torrent import TorrentInfo, document_of
+from distrib.swarm.transfer import Transfer
+
+log = structlog.get_logger(__name__)
+
+Backend = Literal["pread", "posix"]
+
+STATUS_INTERVAL_S = 0.5
+
+_CATEGORIES = (
+    lt.alert.category_t.status_notification
+    | lt.alert.category_t.error_notification
+    | lt.alert.category_t.storage_notification
+    | lt.alert.category_t.piece_progress_notification
+    | lt.alert.category_t.connect_notification
+    | lt.alert.category_t.peer_notification
+)
+
+
+class SwarmSession:
+    """Transfers of one process through one listening port.
+
+    ``profile`` is libtorrent's settings (``distrib.swarm.profile.lan_profile``); ``backend``
+    ``posix`` is the one that can write into block devices, ``pread`` the fast one for files.
+    """
+
+    def __init__(self, profile: dict[str, str | int | bool], *, backend: Backend) -> None:
+        self.backend = backend
+        self._profile = profile
+        self._session: lt.session | None = None
+        self._transfers: dict[str, Transfer] = {}
+        self._removals: dict[str, asyncio.Event] = {}
+        self._listening: asyncio.Future[int] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[int]:
+        """Listen, and give the port. Raises OperatorError when the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        params = lt.session_params()
+        settings: Any = self._profile | {"alert_mask": _CATEGORIES}
+        params.settings = settings
+        params.disk_io_constructor = f"{self.backend}_disk_io_constructor"
+        self._listening = loop.create_future()
+        self._session = session = lt.session(params)
+        session.set_alert_fd(write_fd)
+        loop.add_reader(read_fd, self._woken, read_fd)
+        self._woken(read_fd)
+        status = asyncio.create_task(self._poll_status(), name=f"swarm status {self.backend}")
+        try:
+            yield await asyncio.wait_for(self._listening, 10)
+        finally:
+            status.cancel()
+            await asyncio.gather(status, return_exceptions=True)
+            session.pause()
+            loop.remove_reader(read_fd)
+            self._session = None
+            last = [session]
+            del session
+            # The destructor waits for the disk threads; the pipe must outlive it.
+            await asyncio.to_thread(last.clear)
+            os.close(read_fd)
+            os.close(write_fd)
+
+    def add(
+        self,
+        info: TorrentInfo,
+        source: bytes,
+        directory: Path,
+        *,
+        have: Sequence[bool] | None = None,
+        seed: bool = False,
+        sequential: bool = True,
+    ) -> Transfer:
+        """Open a torrent whose ``image.raw`` stands in ``directory``.
+
+        ``source`` is a bencoded info dictionary, or a torrent file with piece layers. ``have``
+        are the pieces that are known to be on disk (none: a fresh volume, nothing is hashed
+        first); ``seed`` trusts all of it.
+        """
+        if info.infohash in self._transfers:
+            raise NodeError(f"torrent {info.infohash[:12]} is open already", hint="a bug")
+        document = source if source.startswith(b"d4:info") else document_of(source)
+        params = lt.load_torrent_buffer(document)
+        params.save_path = str(directory)
+        flags = lt.torrent_flags.no_verify_files | lt.torrent_flags.update_subscribe
+        if seed:
+            flags |= lt.torrent_flags.seed_mode
+            have = [True] * info.pieces
+        elif have is not None and any(have):
+            params.have_pieces = list(have)
+        if sequential and not seed:
+            flags |= lt.torrent_flags.sequential_download
+        params.flags = flags
+        handle = self._open().add_torrent(params)
+        transfer = Transfer(handle, info, have or [False] * info.pieces)
+        self._transfers[info.infohash] = transfer
+        return transfer
+
+    async def remove(self, transfer: Transfer) -> None:
+        """Close a torrent; its files stay. Returns once libtorrent has let go of them."""
+        if self._transfers.get(transfer.infohash) is not transfer:
+            return
+        gone = self._removals[transfer.infohash] = asyncio.Event()
+        self._open().remove_torrent(transfer.handle)
+        try:
+            await asyncio.wait_for(gone.wait(), 30)
+        except TimeoutError:
+            log.warning("torrent-slow-to-close", infohash=transfer.infohash)
+        finally:
+            self._removals.pop(transfer.infohash, None)
+            self._transfers.pop(transfer.infohash, None)
+
+    def _open(self) -> lt.session:
+        if self._session is None:
+            raise NodeError("the swarm session is closed", hint="a bug")
+        return self._session
+
+    async def _poll_status(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_INTERVAL_S)
+            self._open().post_torrent_updates(0)
+
+    def _woken(self, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(fd, 4096)
+        if self._session is None:
+            return
+        for alert in self._session.pop_alerts():
+            self._on_alert(alert)
+
+    def _on_alert(self, alert: lt.alert) -> None:
+        match alert:
+            case lt.state_update_alert():
+                for status in alert.status:
+                    transfer = self._transfers.get(str(status.info_hashes.v2))
+                    if transfer is not None:
+                        transfer.on_status(status)
+            case lt.listen_succeeded_alert():
+                if self._listening is not None and not self._listening.done():
+                    self._listening.set_result(alert.port)
+            case lt.listen_failed_alert():
+                self._on_listen_failed(alert.message())
+            case lt.torrent_removed_alert():
+                gone = self._removals.get(str(alert.info_hashes.v2))
+                if gone is not None:
+                    gone.set()
+            case lt.alerts_dropped_alert():
+                log.warning("swarm-alerts-dropped", why=alert.message())
+            case lt.torrent_alert():
+                self._on_torrent_alert(alert)
+
+    def _on_listen_failed(self, message: str) -> None:
+        if self._listening is not None and not self._listening.done():
+            self._listening.set_exception(
+                OperatorError(
+                    f"swarm: cannot listen on {self._profile['listen_interfaces']}: {message}",
+                    hint="another process has the port, or the address is not this host's",
+                )
+            )
+
+    def _on_torrent_alert(self, alert: lt.torrent_alert) -> None:
+        transfer = self._transfers.get(str(alert.handle.info_hashes().v2))
+        if transfer is None:
+            return
+        match alert:
+            case lt.cache_flushed_alert():
+                transfer.on_flushed()
+            case lt.save_resume_data_alert():
+                document: Any = lt.write_torrent_file(alert.params)
+                transfer.on_resume_data(lt.bencode(document))
+            case lt.save_resume_data_failed_alert():
+                transfer.on_resume_data(None, alert.message())
+            case _:
+                make = _EVENTS.get(type(alert))
+                if make is not None:
+                    transfer.on_event(make(alert))
+
+
+_EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {
+    lt.piece_finished_alert: lambda alert: PieceDone(alert.piece_index),
+    lt.hash_failed_alert: lambda alert: HashFailed(alert.piece_index),
+    lt.peer_connect_alert: lambda alert: PeerUp(alert.endpoint[0]),
+    lt.peer_ban_alert: lambda alert: PeerBanned(alert.endpoint[0]),
+    lt.peer_disconnected_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
+    lt.peer_error_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
+    lt.file_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
+    lt.torrent_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
+}

@@ -1,0 +1,209 @@
+"""One torrent in a session: the verified store of one image.
+
+Everything in it passed its hash. Pieces come from peers (``connect``) or from anywhere else
+(``offer``), and are served on at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import libtorrent as lt
+
+from distrib.errors import StorageFailed, TimedOut
+from distrib.swarm.events import (
+    Completed,
+    HashFailed,
+    PeerBanned,
+    PeerDown,
+    PeerUp,
+    PieceDone,
+    Progress,
+    StorageFault,
+    TransferEvent,
+)
+from distrib.swarm.torrent import TorrentInfo
+
+FLUSH_LIMIT_S = 60.0
+
+
+class Transfer:
+    """State of one torrent, kept by its session from alerts. Made by ``SwarmSession.add``."""
+
+    def __init__(self, handle: lt.torrent_handle, info: TorrentInfo, have: Sequence[bool]) -> None:
+        self.info = info
+        self.have = bytearray(have)
+        self.done_bytes = sum(info.piece_size(i) for i, held in enumerate(have) if held)
+        self.rate_bps = 0
+        self.upload_bps = 0
+        self.fetched_bytes = 0
+        self.wasted_bytes = 0
+        self.uploaded_bytes = 0
+        self.peers: set[str] = set()
+        self.hash_failures: dict[str, int] = {}
+        self.events: asyncio.Queue[TransferEvent] = asyncio.Queue()
+        self._handle = handle
+        self._done = asyncio.Event()
+        self._offers: dict[int, asyncio.Future[bool]] = {}
+        self._flushes: list[asyncio.Future[None]] = []
+        self._layers: list[asyncio.Future[bytes]] = []
+        self._faulted = False
+        if self.is_complete:
+            self._done.set()
+
+    # -- the PieceSink protocol -----------------------------------------------------------------
+
+    @property
+    def infohash(self) -> str:
+        return self.info.infohash
+
+    @property
+    def piece_bytes(self) -> int:
+        return self.info.piece_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return self.info.size_bytes
+
+    def missing(self) -> list[int]:
+        """Indices of the pieces that are not verified yet, ascending."""
+        return [index for index, held in enumerate(self.have) if not held]
+
+    async def offer(self, index: int, data: bytes) -> bool:
+        """Have ``data`` hashed and kept as piece ``index``; False when the hash does not hold.
+
+        A piece whose hash is not known yet is hashed once a peer has given it: the wait is the
+        caller's to bound."""
+        if self.have[index]:
+            return True
+        answer = self._offers.get(index)
+        if answer is None:
+            answer = asyncio.get_running_loop().create_future()
+            self._offers[index] = answer
+            self._handle.add_piece(index, data, 0)
+        return await asyncio.shield(answer)
+
+    async def complete(self) -> None:
+        """Return once nothing is missing."""
+        await self._done.wait()
+
+    # -- steering -------------------------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        return self.done_bytes == self.info.size_bytes
+
+    @property
+    def verified_prefix(self) -> int:
+        """How many pieces from the first on are verified without a gap."""
+        gap = self.have.find(0)
+        return len(self.have) if gap < 0 else gap
+
+    def connect(self, address: str, port: int) -> None:
+        """Ask for a connection; repeated asking is harmless."""
+        self._handle.connect_peer((address, port))
+
+    def limit(self, *, download_bps: int, upload_bps: int) -> None:
+        """Cap the rates of this torrent, in bytes per second; 0 is no limit."""
+        self._handle.set_download_limit(download_bps)
+        self._handle.set_upload_limit(upload_bps)
+
+    def pause(self) -> None:
+        """Drop all peers until ``resume``."""
+        self._handle.pause()
+
+    def resume(self) -> None:
+        self._faulted = False
+        self._handle.clear_error()
+        self._handle.resume()
+
+    async def flush(self) -> None:
+        """Return once every verified piece has been handed to the kernel. Raises TimedOut."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flushes.append(answer)
+        self._handle.flush_cache()
+        try:
+            await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+        except TimeoutError:
+            raise TimedOut(
+                f"torrent {self.infohash[:12]}: disk cache not flushed in {FLUSH_LIMIT_S:.0f} s",
+                hint="the disk is too slow or hangs; see the kernel's log",
+            ) from None
+
+    async def torrent_file(self) -> bytes:
+        """The torrent with its piece layers, as far as they are known. Raises StorageFailed."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._layers.append(answer)
+        self._handle.save_resume_data(lt.save_resume_flags_t.save_info_dict)
+        return await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+
+    # -- fed by the session ---------------------------------------------------------------------
+
+    @property
+    def handle(self) -> lt.torrent_handle:
+        return self._handle
+
+    def on_event(self, event: TransferEvent) -> None:
+        """Take in one event and pass it on."""
+        match event:
+            case PieceDone(index):
+                if self.have[index]:
+                    return
+                self.have[index] = 1
+                self.done_bytes += self.info.piece_size(index)
+                self._answer(index, held=True)
+                if self.is_complete:
+                    self._done.set()
+                    self.events.put_nowait(event)
+                    event = Completed()
+            case HashFailed(index):
+                if self.have[index]:
+                    self.have[index] = 0
+                    self.done_bytes -= self.info.piece_size(index)
+                    self._done.clear()
+                self._answer(index, held=False)
+            case PeerUp(address):
+                self.peers.add(address)
+            case PeerDown(address, _):
+                self.peers.discard(address)
+            case PeerBanned(address):
+                self.hash_failures[address] = self.hash_failures.get(address, 0) + 1
+            case StorageFault():
+                # A failing first write posts hundreds of alerts before the pause takes effect.
+                if self._faulted:
+                    return
+                self._faulted = True
+            case Completed() | Progress():
+                pass
+        self.events.put_nowait(event)
+
+    def on_status(self, status: lt.torrent_status) -> None:
+        """Take in the counters of libtorrent's state update."""
+        self.rate_bps = status.download_payload_rate
+        self.upload_bps = status.upload_payload_rate
+        self.fetched_bytes = status.total_payload_download
+        self.uploaded_bytes = status.total_payload_upload
+        self.wasted_bytes = status.total_failed_bytes + status.total_redundant_bytes
+        self.events.put_nowait(Progress())
+
+    def on_flushed(self) -> None:
+        for answer in self._flushes:
+            if not answer.done():
+                answer.set_result(None)
+        self._flushes.clear()
+
+    def on_resume_data(self, torrent: bytes | None, why: str = "") -> None:
+        for answer in self._layers:
+            if answer.done():
+                continue
+            if torrent is None:
+                answer.set_exception(StorageFailed(f"torrent {self.infohash[:12]}: {why}"))
+            else:
+                answer.set_result(torrent)
+        self._layers.clear()
+
+    def _answer(self, index: int, *, held: bool) -> None:
+        answer = self._offers.pop(index, None)
+        if answer is not None and not answer.done():
+            answer.set_result(held)
