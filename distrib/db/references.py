@@ -1,0 +1,88 @@
+"""``ALIAS | UUID``, optionally ``@VERSION``: which image version an operator means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from distrib.db.models import Alias, Image, ImageState
+from distrib.errors import NotFound, OperatorError
+from distrib.trust.imagelist import version_key
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+#: What a node may hold.
+USABLE = frozenset({ImageState.APPROVED, ImageState.SUPERSEDED})
+
+
+def image_name(image: Image) -> str:
+    """``UUID@VERSION``, as messages and logs write it."""
+    return f"{image.identifier}@{image.version}"
+
+
+def check_alias(alias: str) -> str:
+    """The alias; OperatorError if it is none (a UUID is none: it would hide an image)."""
+    if ALIAS.fullmatch(alias) is None or UUID.fullmatch(alias) is not None:
+        raise OperatorError(
+            f"{alias[:80]!r} cannot be an alias",
+            hint="lower-case letters, digits, dot, dash and underscore, at most 64, and no UUID",
+        )
+    return alias
+
+
+def identifier_of(session: Session, name: str) -> str:
+    """The UUID that an alias or UUID names; NotFound where there is no such image."""
+    found = session.get(Alias, name)
+    identifier = found.identifier if found is not None else name.lower()
+    query = select(Image.identifier).where(Image.identifier == identifier).limit(1)
+    if session.scalar(query) is None:
+        raise NotFound(
+            f"no image {name[:80]!r}", hint="distrib image list names them all", image=name[:80]
+        )
+    return identifier
+
+
+def versions_of(session: Session, identifier: str) -> list[Image]:
+    """Every version of an image, newest first."""
+    rows = session.scalars(select(Image).where(Image.identifier == identifier))
+    return sorted(rows, key=lambda image: version_key(image.version), reverse=True)
+
+
+def resolve(
+    session: Session, reference: str, *, states: Collection[ImageState] | None = None
+) -> Image:
+    """The image version that ``reference`` means.
+
+    Without a version: the approved one, else the newest of those in ``states`` (None: any).
+    Raises NotFound, which says what there is instead.
+    """
+    name, _, version = reference.partition("@")
+    versions = versions_of(session, identifier_of(session, name))
+    wanted = [image for image in versions if not version or image.version == version]
+    if not wanted:
+        known = ", ".join(image.version for image in versions[:8])
+        raise NotFound(
+            f"image {name[:80]} has no version {version[:80]!r}",
+            hint=f"there are {known}",
+            image=reference[:120],
+        )
+    fitting = [image for image in wanted if states is None or image.state in states]
+    if not fitting:
+        found = wanted[0]
+        raise NotFound(
+            f"image {reference[:120]} is {found.state}, not {' or '.join(sorted(states or ()))}",
+            hint="distrib image approve, or name another version",
+            image=image_name(found),
+        )
+    approved = (image for image in fitting if image.state == ImageState.APPROVED)
+    return next(approved, fitting[0])
+
+
+def aliases_of(session: Session, identifier: str) -> list[str]:
+    """The site's names of an image, sorted."""
+    query = select(Alias.alias).where(Alias.identifier == identifier).order_by(Alias.alias)
+    return list(session.scalars(query))
