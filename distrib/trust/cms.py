@@ -7,6 +7,7 @@ looked at is looked at in one place, and every fault there is ``CmsInvalid``.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 
 #: Digests that may carry trust.
 STRONG_DIGESTS = frozenset({"sha256", "sha384", "sha512"})
@@ -133,13 +135,16 @@ def _parse(der: bytes) -> Cms:
 
 def _certificate(der: bytes) -> x509.Certificate:
     """A certificate with all that is read later read once here: ``cryptography`` parses late."""
-    certificate = x509.load_der_x509_certificate(der)
-    _ = (certificate.subject, certificate.issuer, certificate.extensions, certificate.version)
-    _ = (
-        certificate.public_key(),
-        certificate.not_valid_before_utc,
-        certificate.not_valid_after_utc,
-    )
+    with warnings.catch_warnings():
+        # Grid CAs of 2010 wrote a serial number of 0 into authorityKeyIdentifier.
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        certificate = x509.load_der_x509_certificate(der)
+        _ = (certificate.subject, certificate.issuer, certificate.extensions, certificate.version)
+        _ = (
+            certificate.public_key(),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+        )
     return certificate
 
 

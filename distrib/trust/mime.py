@@ -27,7 +27,7 @@ class MimeInvalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SplitMessage:
-    """``content``: the first part's exact bytes, its headers included; ``signature``: DER or BER."""
+    """``content``: the first part's exact bytes, with its headers; ``signature``: DER or BER."""
 
     content: bytes
     signature: bytes
