@@ -81,7 +81,9 @@ class SwarmSession:
         finally:
             status.cancel()
             await asyncio.gather(status, return_exceptions=True)
-            session.pause()
+            # A session that closes with torrents in it first waits for seconds on each.
+            for transfer in list(self._transfers.values()):
+                await self.remove(transfer)
             loop.remove_reader(read_fd)
             self._session = None
             last = [session]

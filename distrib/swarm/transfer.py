@@ -43,12 +43,14 @@ class Transfer:
         self.peers: set[str] = set()
         self.hash_failures: dict[str, int] = {}
         self.events: asyncio.Queue[TransferEvent] = asyncio.Queue()
+        self._moved: list[asyncio.Future[None]] = []
         self._handle = handle
         self._done = asyncio.Event()
         self._offers: dict[int, asyncio.Future[bool]] = {}
         self._flushes: list[asyncio.Future[None]] = []
         self._layers: list[asyncio.Future[bytes]] = []
         self._faulted = False
+        self.watched = False
         if self.is_complete:
             self._done.set()
 
@@ -87,6 +89,13 @@ class Transfer:
     async def complete(self) -> None:
         """Return once nothing is missing."""
         await self._done.wait()
+
+    async def moved(self) -> None:
+        """Return at the next event, or at once while events wait to be read."""
+        if self.events.empty():
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._moved.append(waiter)
+            await waiter
 
     # -- steering -------------------------------------------------------------------------------
 
@@ -155,7 +164,7 @@ class Transfer:
                 self._answer(index, held=True)
                 if self.is_complete:
                     self._done.set()
-                    self.events.put_nowait(event)
+                    self._tell(event)
                     event = Completed()
             case HashFailed(index):
                 if self.have[index]:
@@ -176,7 +185,7 @@ class Transfer:
                 self._faulted = True
             case Completed() | Progress():
                 pass
-        self.events.put_nowait(event)
+        self._tell(event)
 
     def on_status(self, status: lt.torrent_status) -> None:
         """Take in the counters of libtorrent's state update."""
@@ -185,7 +194,7 @@ class Transfer:
         self.fetched_bytes = status.total_payload_download
         self.uploaded_bytes = status.total_payload_upload
         self.wasted_bytes = status.total_failed_bytes + status.total_redundant_bytes
-        self.events.put_nowait(Progress())
+        self._tell(Progress())
 
     def on_flushed(self) -> None:
         for answer in self._flushes:
@@ -202,6 +211,15 @@ class Transfer:
             else:
                 answer.set_result(torrent)
         self._layers.clear()
+
+    def _tell(self, event: TransferEvent) -> None:
+        # A transfer that seeds has no reader: only a pull empties the queue.
+        if self.watched:
+            self.events.put_nowait(event)
+        for waiter in self._moved:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._moved.clear()
 
     def _answer(self, index: int, *, held: bool) -> None:
         answer = self._offers.pop(index, None)
