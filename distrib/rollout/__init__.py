@@ -1,0 +1,1 @@
+"""Rollouts: who is meant, where everybody stands, and what each node is told."""
