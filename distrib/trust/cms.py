@@ -226,6 +226,14 @@ def make_cms(
     digest: str = "sha512",
 ) -> bytes:
     """DER of a detached SignedData over ``content`` by one signer, with signed attributes."""
+    signer = make_signer(content, certificate, key, digest=digest)
+    return pack_cms([signer], (certificate, *extra_certificates))
+
+
+def make_signer(
+    content: bytes, certificate: x509.Certificate, key: SigningKey, *, digest: str
+) -> cms.SignerInfo:
+    """The SignerInfo of one signer over ``content``."""
     signer = cms.SignerInfo(
         {
             "version": "v1",
@@ -237,7 +245,7 @@ def make_cms(
         }
     )
     signer["signature"] = _sign(key, b"\x31" + signer["signed_attrs"].dump()[1:], digest)
-    return pack_cms([signer], (certificate, *extra_certificates))
+    return signer
 
 
 def signed_attributes(message_digest: bytes) -> cms.CMSAttributes:

@@ -173,9 +173,8 @@ class Authority:
         if purposes:
             builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
-        stem = _file_stem(name or role.value)
-        certificate_path = self.directory / "certs" / f"{stem}.pem"
-        key_path = self.directory / "certs" / f"{stem}.key"
+        certificate_path = self.certificate_path(name or role.value)
+        key_path = certificate_path.with_name(certificate_path.name.removesuffix(".pem") + ".key")
         _write(certificate_path, certificate.public_bytes(Encoding.PEM), 0o644)
         _write(key_path, _key_bytes(key), 0o600)
         return Issued(certificate, key, certificate_path, key_path)
@@ -212,6 +211,11 @@ class Authority:
         _write(self.crl_path, crl.public_bytes(Encoding.PEM), 0o644)
         return self.crl_path
 
+    def certificate_path(self, name: str) -> Path:
+        """The file of the certificate that was issued by ``name``."""
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "_"
+        return self.directory / "certs" / f"{stem}.pem"
+
     @property
     def crl_path(self) -> Path:
         """The CRL's file in the trust directory."""
@@ -226,6 +230,44 @@ class Authority:
             return list(x509.load_pem_x509_crl(self.crl_path.read_bytes()))
         except FileNotFoundError:
             return []
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Two authorities, and what they issued: all that a site and its experiment need for a try."""
+
+    site: Authority
+    experiment: Authority
+    issued: tuple[Issued, ...]
+
+
+def create_demo(
+    directory: str | Path,
+    *,
+    site: str,
+    nodes: Iterable[str] = (),
+    endorser: str = "Endorser",
+    experiment: str = "Experiment",
+    hosts: Iterable[str] = (),
+    now: datetime,
+) -> Demo:
+    """``DIRECTORY/site`` with every role and node, ``DIRECTORY/experiment`` with the endorser.
+
+    Servers answer for ``localhost``, its addresses and ``hosts``.
+    """
+    names = [check_node_name(node) for node in nodes]
+    site_authority = Authority.create(Path(directory) / "site", site, now=now)
+    experiment_authority = Authority.create(Path(directory) / "experiment", experiment, now=now)
+    answered = ("localhost", "127.0.0.1", "::1", *hosts)
+    issued = [site_authority.issue(Role.CATALOGUE, now=now)]
+    issued += [
+        site_authority.issue(role, now=now, hosts=answered)
+        for role in (Role.SERVER, Role.CONTROLLER, Role.SEEDER)
+    ]
+    issued.append(site_authority.issue(Role.OPERATOR, now=now))
+    issued += [site_authority.issue(Role.NODE, name, now=now, hosts=(name,)) for name in names]
+    issued.append(experiment_authority.issue(Role.ENDORSER, endorser, now=now))
+    return Demo(site_authority, experiment_authority, tuple(issued))
 
 
 def check_node_name(name: str) -> str:
@@ -255,11 +297,6 @@ def _common_name(role: Role, name: str) -> str:
             raise ConfigInvalid("an endorser needs a name of its own", hint="give its CN")
         return name
     return role.value
-
-
-def _file_stem(name: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
-    return stem or "_"
 
 
 def _name(organisation: str, common_name: str) -> x509.Name:
