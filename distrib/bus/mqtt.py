@@ -3,19 +3,22 @@
 aiomqtt's client is one connection; what stays over reconnects lives here. ``retain`` keeps only
 the newest payload of a topic (progress must not queue up behind a slow broker), ``send`` keeps
 messages in order up to a bound. Handlers run one after the other in the receiving task: they are
-short and hand long work to their own tasks.
+short and hand long work to their own tasks. A handler that raises is logged as the bug that it is,
+and the connection goes on: whoever can send a message must not be able to cut us off with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
 import structlog
@@ -33,6 +36,9 @@ Handler = Callable[[str, bytes], None]
 """Called with topic and payload; an empty payload is a retained message that was deleted."""
 
 OUTBOX_MESSAGES = 10_000
+FIRST_WAIT_S = 0.2
+STEADY_S = 10.0
+"""A connection that held this long was a good one: the next attempt comes soon again."""
 
 
 class BusSettings(Section):
@@ -103,6 +109,9 @@ class Bus:
         self._newest: dict[str, Publication] = {}
         self._queue: deque[Publication] = deque(maxlen=OUTBOX_MESSAGES)
         self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._subscribed: set[str] = set()
         self._client: aiomqtt.Client | None = None
         self._background: set[asyncio.Task[None]] = set()
 
@@ -111,58 +120,73 @@ class Bus:
 
         An empty payload deletes the retained message."""
         self._newest[topic] = Publication(topic, payload, qos, retain=True)
-        self._wake.set()
+        self._outbox_filled()
 
     def send(self, topic: str, payload: bytes, *, expiry_s: int | None = None) -> None:
         """Publish once with QoS 1, in order. Never blocks; the oldest give way past the bound."""
         self._queue.append(Publication(topic, payload, 1, retain=False, expiry_s=expiry_s))
-        self._wake.set()
+        self._outbox_filled()
 
     def subscribe(self, topic_filter: str, handler: Handler) -> None:
         """Call ``handler`` for what matches, from now on and after every reconnect."""
         self._handlers[topic_filter] = handler
-        self._start(self._resubscribe(topic_filter))
+        self._start(self._subscribe_now())
 
     def unsubscribe(self, topic_filter: str) -> None:
+        """Hear no more of ``topic_filter``."""
         self._handlers.pop(topic_filter, None)
         self._start(self._unsubscribe(topic_filter))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep connecting until the block is left; what waits in the outbox goes out first."""
+        """Keep connecting until the block is left; what waits in the outbox goes out first.
+
+        Raises ConfigInvalid at once where the certificate files cannot be used.
+        """
+        client_tls(self._settings)
         task = asyncio.create_task(self._supervise(), name=f"bus {self._client_id}")
+        task.add_done_callback(_log_bug)
         try:
             yield
             await self._drain(limit_s=2.0)
         finally:
-            task.cancel()
+            for running in (task, *self._background):
+                running.cancel()
             await asyncio.gather(task, *self._background, return_exceptions=True)
 
     async def _drain(self, *, limit_s: float) -> None:
-        async def emptied() -> None:
-            while self.connected.is_set() and (self._newest or self._queue):
-                await asyncio.sleep(0.01)
-
+        if not self.connected.is_set():
+            return
         try:
-            await asyncio.wait_for(emptied(), limit_s)
+            async with asyncio.timeout(limit_s):
+                await self._idle.wait()
         except TimeoutError:
             log.warning("bus-outbox-lost", waiting=len(self._newest) + len(self._queue))
 
     async def _supervise(self) -> None:
-        wait_s = 0.2
+        loop = asyncio.get_running_loop()
+        wait_s = FIRST_WAIT_S
         while True:
+            started = loop.time()
             try:
                 await self._connection()
-            except (aiomqtt.MqttError, OSError, TimeoutError) as error:
-                if self.connected.is_set():
-                    log.warning("bus-lost", broker=self._broker, why=str(error))
-                    wait_s = 0.2
-                else:
-                    log.info("bus-unreachable", broker=self._broker, why=str(error))
+            except* (aiomqtt.MqttError, OSError, TimeoutError, ConfigInvalid) as errors:
+                # Certificates may be replaced under a running service: wait for good ones.
+                lost = self.connected.is_set()
+                why = "; ".join(sorted({str(error) for error in _leaves(errors)}))
+                log.log(
+                    logging.WARNING if lost else logging.INFO,
+                    "bus-lost" if lost else "bus-unreachable",
+                    broker=self._broker,
+                    why=why,
+                )
             finally:
+                steady = self.connected.is_set() and loop.time() - started > STEADY_S
                 self.connected.clear()
                 self._client = None
-            # Full jitter: a broker that comes back must not meet all nodes at once.
+            if steady:
+                wait_s = FIRST_WAIT_S
+            # Jitter: a broker that comes back must not meet all nodes at once.
             await asyncio.sleep(random.uniform(wait_s / 2, wait_s))  # noqa: S311
             wait_s = min(wait_s * 2, self._settings.reconnect_max_s)
 
@@ -187,9 +211,11 @@ class Bus:
             max_queued_incoming_messages=0,
         ) as client:
             self._client = client
-            for topic_filter in list(self._handlers):
-                await client.subscribe(topic_filter, qos=1)
+            self._subscribed = set()
+            await self._subscribe_missing()
             self.connected.set()
+            # What was put into the outbox while there was no connection.
+            self._wake.set()
             log.info("bus-connected", broker=self._broker)
             if self._on_connect is not None:
                 self._on_connect()
@@ -205,7 +231,11 @@ class Bus:
             payload = message.payload if isinstance(message.payload, bytes) else b""
             for topic_filter, handler in list(self._handlers.items()):
                 if message.topic.matches(topic_filter):
-                    handler(message.topic.value, payload)
+                    try:
+                        handler(message.topic.value, payload)
+                    except Exception:
+                        # A bug, but one that a sender must not be able to make an outage of.
+                        log.exception("bus-handler-failed", topic=message.topic.value)
 
     async def _send_all(self, client: aiomqtt.Client) -> None:
         while True:
@@ -215,17 +245,24 @@ class Bus:
                 if self._queue:
                     publication = self._queue[0]
                     await self._publish(client, publication)
-                    self._queue.popleft()
+                    # Past its bound the queue may have dropped it in the meantime.
+                    if self._queue and self._queue[0] is publication:
+                        self._queue.popleft()
                 else:
                     topic, publication = next(iter(self._newest.items()))
                     await self._publish(client, publication)
                     if self._newest.get(topic) is publication:
                         del self._newest[topic]
+            self._idle.set()
+
+    def _outbox_filled(self) -> None:
+        self._idle.clear()
+        self._wake.set()
 
     async def _publish(self, client: aiomqtt.Client, publication: Publication) -> None:
         properties = None
         if publication.expiry_s is not None:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.MessageExpiryInterval = publication.expiry_s
         await client.publish(
             publication.topic,
@@ -235,27 +272,55 @@ class Bus:
             properties=properties,
         )
 
-    def _start(self, step: object) -> None:
-        try:
-            task = asyncio.get_running_loop().create_task(step)  # type: ignore[arg-type]
-        except RuntimeError:
-            step.close()  # type: ignore[attr-defined]
+    def _start(self, step: Coroutine[Any, Any, None]) -> None:
+        if self._client is None:
+            # The next connection subscribes to what there is then.
+            step.close()
             return
+        task = asyncio.create_task(step, name=f"bus {self._client_id} subscriptions")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(_log_bug)
 
-    async def _resubscribe(self, topic_filter: str) -> None:
+    async def _subscribe_now(self) -> None:
+        try:
+            await self._subscribe_missing()
+        except aiomqtt.MqttError as error:
+            log.info("bus-subscribe-later", why=str(error))
+
+    async def _subscribe_missing(self) -> None:
         client = self._client
-        if client is not None and self.connected.is_set():
+        while client is not None and (missing := self._handlers.keys() - self._subscribed):
+            topic_filter = min(missing)
+            self._subscribed.add(topic_filter)
             try:
-                await client.subscribe(topic_filter, qos=1)
-            except aiomqtt.MqttError as error:
-                log.info("bus-subscribe-later", topic=topic_filter, why=str(error))
+                codes = await client.subscribe(topic_filter, qos=1)
+            except aiomqtt.MqttError:
+                self._subscribed.discard(topic_filter)
+                raise
+            # A refusal is no exception in MQTT.
+            refused = [str(code) for code in codes if getattr(code, "is_failure", False)]
+            if refused:
+                log.warning("bus-subscribe-refused", topic=topic_filter, why=refused[0])
 
     async def _unsubscribe(self, topic_filter: str) -> None:
         client = self._client
-        if client is not None and self.connected.is_set():
-            try:
-                await client.unsubscribe(topic_filter)
-            except aiomqtt.MqttError as error:
-                log.info("bus-unsubscribe-later", topic=topic_filter, why=str(error))
+        if client is None or topic_filter in self._handlers:
+            return
+        self._subscribed.discard(topic_filter)
+        try:
+            await client.unsubscribe(topic_filter)
+        except aiomqtt.MqttError as error:
+            log.info("bus-unsubscribe-later", topic=topic_filter, why=str(error))
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return leaves
+
+
+def _log_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("bus-task-failed", task=task.get_name(), exc_info=error)
