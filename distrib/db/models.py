@@ -120,7 +120,6 @@ class AcceptedList(Base):
     sha512: Mapped[str] = mapped_column(String(128), primary_key=True)
     identifier: Mapped[str] = mapped_column(String(36), index=True)
     version: Mapped[str] = mapped_column(String(255))
-    content_sha512: Mapped[str] = mapped_column(String(128))
     endorser_dn: Mapped[str] = mapped_column(Text)
     endorser_ca: Mapped[str] = mapped_column(Text)
     created: Mapped[datetime]

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from distrib.db.models import Alias, Image, ImageState
 from distrib.errors import NotFound, OperatorError
 from distrib.trust.imagelist import version_key
+from distrib.trust.sitelist import ALIAS_PATTERN, parse_image_ref
 
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 #: What a node may hold.
 USABLE = frozenset({ImageState.APPROVED, ImageState.SUPERSEDED})
@@ -26,10 +26,10 @@ def image_name(image: Image) -> str:
 
 def check_alias(alias: str) -> str:
     """The alias; OperatorError if it is none (a UUID is none: it would hide an image)."""
-    if ALIAS.fullmatch(alias) is None or UUID.fullmatch(alias) is not None:
+    if re.fullmatch(ALIAS_PATTERN, alias) is None or _UUID.fullmatch(alias) is not None:
         raise OperatorError(
             f"{alias[:80]!r} cannot be an alias",
-            hint="lower-case letters, digits, dot, dash and underscore, at most 64, and no UUID",
+            hint="letters, digits, dot, dash and underscore, at most 63, and no UUID",
         )
     return alias
 
@@ -37,7 +37,7 @@ def check_alias(alias: str) -> str:
 def identifier_of(session: Session, name: str) -> str:
     """The UUID that an alias or UUID names; NotFound where there is no such image."""
     found = session.get(Alias, name)
-    identifier = found.identifier if found is not None else name.lower()
+    identifier = found.identifier if found is not None else name
     query = select(Image.identifier).where(Image.identifier == identifier).limit(1)
     if session.scalar(query) is None:
         raise NotFound(
@@ -58,15 +58,16 @@ def resolve(
     """The image version that ``reference`` means.
 
     Without a version: the approved one, else the newest of those in ``states`` (None: any).
-    Raises NotFound, which says what there is instead.
+    Raises NotFound, which says what there is instead, and ImageRefInvalid.
     """
-    name, _, version = reference.partition("@")
+    parsed = parse_image_ref(reference)
+    name, version = parsed.name, parsed.version
     versions = versions_of(session, identifier_of(session, name))
-    wanted = [image for image in versions if not version or image.version == version]
+    wanted = [image for image in versions if version in {None, image.version}]
     if not wanted:
         known = ", ".join(image.version for image in versions[:8])
         raise NotFound(
-            f"image {name[:80]} has no version {version[:80]!r}",
+            f"image {name} has no version {str(version)[:80]!r}",
             hint=f"there are {known}",
             image=reference[:120],
         )

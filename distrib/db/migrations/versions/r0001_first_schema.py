@@ -58,7 +58,6 @@ def upgrade() -> None:
         sa.Column("sha512", sa.String(length=128), nullable=False),
         sa.Column("identifier", sa.String(length=36), nullable=False),
         sa.Column("version", sa.String(length=255), nullable=False),
-        sa.Column("content_sha512", sa.String(length=128), nullable=False),
         sa.Column("endorser_dn", sa.Text(), nullable=False),
         sa.Column("endorser_ca", sa.Text(), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),

@@ -1,0 +1,312 @@
+"""The site's word on a quarantined image: approve or deny; and its own names for images.
+
+An approval hashes the file once more (what was checked on its way in has been on a disk since),
+makes its torrent, and moves both to where seeders look. Every step can be repeated after a crash:
+the row learns the info-hash before the files move, and is ``approved`` after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from sqlalchemy.orm import Session
+
+from distrib.catalogue.clock import Clock
+from distrib.catalogue.entries import image_of
+from distrib.catalogue.formats import require_raw, require_raw_bytes
+from distrib.catalogue.store import IMAGE_FILE, TORRENT_FILE, ImageStore, named_faults
+from distrib.db.audit import record
+from distrib.db.counters import CATALOGUE_CHANGES, rise
+from distrib.db.models import AcceptedList, Alias, Image, ImageState
+from distrib.db.references import (
+    aliases_of,
+    check_alias,
+    identifier_of,
+    image_name,
+    versions_of,
+)
+from distrib.db.session import Database
+from distrib.errors import Conflict, DigestMismatch, NotFound, Revoked, TrustRefused
+from distrib.swarm.torrent import make_torrent, piece_bytes_for
+from distrib.trust.imagelist import version_key
+
+log = structlog.get_logger(__name__)
+
+SUPERSEDE_GRACE = timedelta(days=30)
+Audience = Literal["all"] | Sequence[str]
+
+
+class Approval:
+    """Approve, deny, name. ``grace`` is how long a replaced version stays leasable."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: ImageStore,
+        clock: Clock,
+        grace: timedelta = SUPERSEDE_GRACE,
+        piece_bytes: Callable[[int], int] = piece_bytes_for,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._clock = clock
+        self._grace = grace
+        self._piece_bytes = piece_bytes
+        self._approving: set[str] = set()
+
+    async def approve(
+        self,
+        identifier: str,
+        version: str,
+        *,
+        aliases: Sequence[str] = (),
+        audience: Audience | None = None,
+        reason: str = "",
+        actor: str,
+    ) -> Image:
+        """Make the torrent and let the image run here. ``audience`` None: as it was, or all.
+
+        Approving again changes aliases and audience only. Raises NotFound, Conflict (no file yet,
+        or a newer version is approved), ImageError (not raw), DigestMismatch, Revoked,
+        TrustRefused (its list or entry has expired).
+        """
+        for alias in aliases:
+            check_alias(alias)
+        with self._alone(f"{identifier}@{version}"):
+            row = await asyncio.to_thread(self._approvable, identifier, version, aliases)
+            if row.state == ImageState.QUARANTINED:
+                row = await asyncio.to_thread(self._publishable, row)
+            return await asyncio.to_thread(
+                self._approved, row, aliases, audience, reason=reason, actor=actor
+            )
+
+    def deny(self, identifier: str, version: str, *, reason: str, actor: str) -> Image:
+        """Take the version off the site list, whatever its state. The file stays for the audit."""
+        with self._database.transaction() as session:
+            row = _get(session, identifier, version)
+            if row.state == ImageState.DENIED:
+                return row
+            before = row.state
+            row.state, row.since, row.reason = ImageState.DENIED, self._clock(), reason
+            row.until = None
+            rise(session, CATALOGUE_CHANGES)
+            record(
+                session,
+                at=row.since,
+                actor=actor,
+                action="image-denied",
+                subject=image_name(row),
+                reason=reason,
+                before=before,
+            )
+            log.warning("image-denied", image=image_name(row), actor=actor, why=reason)
+            return row
+
+    def set_alias(self, alias: str, name: str, *, actor: str) -> str:
+        """Let ``alias`` mean the image that ``name`` (UUID or alias) names; gives its UUID."""
+        check_alias(alias)
+        with self._database.transaction() as session:
+            identifier = identifier_of(session, name)
+            found = session.get(Alias, alias)
+            before = found.identifier if found is not None else None
+            if before == identifier:
+                return identifier
+            if found is None:
+                session.add(Alias(alias=alias, identifier=identifier))
+            else:
+                found.identifier = identifier
+            rise(session, CATALOGUE_CHANGES)
+            record(
+                session,
+                at=self._clock(),
+                actor=actor,
+                action="alias-set",
+                subject=alias,
+                identifier=identifier,
+                before=before,
+            )
+            return identifier
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        if name in self._approving:
+            raise Conflict(
+                f"image {name} is being approved already", hint="wait for it", image=name
+            )
+        self._approving.add(name)
+        try:
+            yield
+        finally:
+            self._approving.discard(name)
+
+    def _approvable(self, identifier: str, version: str, aliases: Sequence[str]) -> Image:
+        now = self._clock()
+        with self._database.reading() as session:
+            row = _get(session, identifier, version)
+            name = image_name(row)
+            _check_state(row)
+            for alias in aliases:
+                _check_alias_free(session, alias, identifier)
+            if row.state == ImageState.APPROVED:
+                return row
+            _check_newest(session, row)
+            signed = session.get_one(AcceptedList, row.list_sha512)
+            if signed.expires <= now or (row.expires is not None and row.expires <= now):
+                raise TrustRefused(
+                    f"image {name}: its entry or its list has expired",
+                    hint="ask the endorser for a newer list, and add the image again",
+                    image=name,
+                )
+            require_raw(image_of(row.entry).format, image=name)
+            return row
+
+    def _publishable(self, row: Image) -> Image:
+        """Digest, torrent, and the move; the row comes back with what is known of the raw bytes."""
+        folder = self._store.quarantine_dir(row.identifier, row.version)
+        image = folder / IMAGE_FILE
+        if not image.exists() and row.infohash and self._store.image_file(row.infohash).exists():
+            return row  # A crash came between the move and the approval.
+        name = image_name(row)
+        with named_faults(image):
+            require_raw_bytes(image, image=name)
+            digest = _sha512(image)
+        if digest != row.endorsed_sha512:
+            raise DigestMismatch(
+                f"image {name}: its file has changed in quarantine",
+                hint="check the head's disk; deny the image, or add it again",
+                image=name,
+            )
+        torrent = make_torrent(
+            image,
+            piece_bytes=self._piece_bytes(row.endorsed_size_bytes),
+            out=folder / TORRENT_FILE,
+        )
+        with self._database.transaction() as session:
+            fresh = _get(session, row.identifier, row.version)
+            fresh.infohash, fresh.piece_bytes = torrent.infohash, torrent.piece_bytes
+            fresh.sha512, fresh.size_bytes = digest, torrent.size_bytes
+        self._store.move_in(folder, torrent.infohash)
+        return fresh
+
+    def _approved(
+        self,
+        row: Image,
+        aliases: Sequence[str],
+        audience: Audience | None,
+        *,
+        reason: str,
+        actor: str,
+    ) -> Image:
+        now = self._clock()
+        with self._database.transaction() as session:
+            fresh = _get(session, row.identifier, row.version)
+            # While its torrent was made it may have been denied, or overtaken.
+            _check_state(fresh)
+            if fresh.state != ImageState.APPROVED:
+                _check_newest(session, fresh)
+                self._supersede_others(session, fresh, actor=actor)
+                fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
+                fresh.approved_at, fresh.until = now, None
+            if audience is not None:
+                fresh.audience = _audience_column(audience)
+            for alias in aliases:
+                _check_alias_free(session, alias, fresh.identifier)
+                if session.get(Alias, alias) is None:
+                    session.add(Alias(alias=alias, identifier=fresh.identifier))
+            session.flush()
+            rise(session, CATALOGUE_CHANGES)
+            record(
+                session,
+                at=now,
+                actor=actor,
+                action="image-approved",
+                subject=image_name(fresh),
+                infohash=fresh.infohash,
+                sha512=fresh.sha512,
+                endorser_dn=fresh.endorser_dn,
+                aliases=aliases_of(session, fresh.identifier),
+                audience=fresh.audience,
+                reason=reason,
+            )
+            return fresh
+
+    def _supersede_others(self, session: Session, row: Image, *, actor: str) -> None:
+        now = self._clock()
+        for other in versions_of(session, row.identifier):
+            if other.state == ImageState.APPROVED and other.version != row.version:
+                other.state, other.since = ImageState.SUPERSEDED, now
+                other.until = now + self._grace
+                record(
+                    session,
+                    at=now,
+                    actor=actor,
+                    action="image-superseded",
+                    subject=image_name(other),
+                    by=row.version,
+                )
+
+
+def _get(session: Session, identifier: str, version: str) -> Image:
+    row = session.get(Image, (identifier, version), with_for_update=True)
+    if row is None:
+        raise NotFound(
+            f"no image {identifier}@{version}",
+            hint="distrib image list names them all",
+            image=f"{identifier}@{version}",
+        )
+    return row
+
+
+def _check_state(row: Image) -> None:
+    name = image_name(row)
+    if row.state == ImageState.EXPECTED:
+        raise Conflict(
+            f"image {name}: its file has not come in yet",
+            hint="distrib image add FILE --list LIST",
+            image=name,
+        )
+    if row.state in {ImageState.DENIED, ImageState.REVOKED}:
+        raise Revoked(
+            f"image {name} is {row.state}: {row.reason}",
+            hint="take in another version",
+            image=name,
+        )
+
+
+def _check_newest(session: Session, row: Image) -> None:
+    """An approval only moves forward; back goes a rollout of the superseded version."""
+    for other in versions_of(session, row.identifier):
+        newer = version_key(other.version) > version_key(row.version)
+        if other.state == ImageState.APPROVED and newer:
+            raise Conflict(
+                f"image {image_name(row)} is older than {other.version}, which is approved",
+                hint="roll out the older version to go back, or deny the newer one first",
+                image=image_name(row),
+            )
+
+
+def _check_alias_free(session: Session, alias: str, identifier: str) -> None:
+    found = session.get(Alias, alias)
+    if found is not None and found.identifier != identifier:
+        raise Conflict(
+            f"alias {alias!r} means image {found.identifier} already",
+            hint="distrib image alias moves it",
+            alias=alias,
+        )
+
+
+def _audience_column(audience: Audience) -> dict[str, Any]:
+    return {"all": True} if audience == "all" else {"users": sorted(set(audience))}
+
+
+def _sha512(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha512").hexdigest()

@@ -1,0 +1,250 @@
+"""The site list: built from the database, signed, kept, and handed on to whoever tells the nodes.
+
+Its version is ``max(stored + 1, unix time)``, and above every list that was kept on disk, so that
+neither an old database nor a slow clock alone makes it go down. A list that the site's own verifier
+refuses is not published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from distrib.catalogue.clock import Clock
+from distrib.catalogue.entries import image_of
+from distrib.catalogue.identity import SiteIdentity
+from distrib.catalogue.store import ImageStore, write_atomically
+from distrib.db.audit import record
+from distrib.db.counters import (
+    CATALOGUE_CHANGES,
+    CATALOGUE_PUBLISHED,
+    SITE_LIST_VERSION,
+    rise,
+    set_to,
+    value_of,
+)
+from distrib.db.models import Image, ImageState
+from distrib.db.references import USABLE, aliases_of
+from distrib.db.session import Database
+from distrib.errors import DistribError
+from distrib.trust.chain import TrustMaterial
+from distrib.trust.imagelist import Endorser, ImageListInvalid
+from distrib.trust.names import slash_form
+from distrib.trust.revocation import CrlPolicy
+from distrib.trust.signature import open_smime, sign_smime
+from distrib.trust.sitelist import (
+    DEFAULT_MAX_AGE_S,
+    Audience,
+    ControllerKey,
+    Origin,
+    SiteImage,
+    SiteList,
+    parse_site_list,
+    render_site_list,
+    verify_site_list,
+)
+
+log = structlog.get_logger(__name__)
+
+RESIGN_INTERVAL = timedelta(hours=1)
+_RETRY_S = 30.0
+
+
+@dataclass(frozen=True)
+class PublishedList:
+    """A signed site list; ``message`` is what nodes get."""
+
+    version: int
+    created: datetime
+    images: int
+    message: bytes
+
+
+class Publisher:
+    """Signs at each change and every ``resign_interval``; ``on_published`` gets each message.
+
+    ``trust`` is the site's own CA: with it every list is verified as a node would, before it
+    leaves. ``on_published`` is called in the thread that published.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        store: ImageStore,
+        identity: SiteIdentity,
+        clock: Clock,
+        trust: Callable[[], TrustMaterial] | None = None,
+        crls: CrlPolicy = "if-present",
+        max_age_s: float = DEFAULT_MAX_AGE_S,
+        resign_interval: timedelta = RESIGN_INTERVAL,
+        on_published: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._identity = identity
+        self._clock = clock
+        self._trust = trust
+        self._crls: CrlPolicy = crls
+        self._max_age = timedelta(seconds=max_age_s)
+        self._resign_interval = resign_interval
+        self._on_published = on_published or (lambda _message: None)
+        self._one_at_a_time = threading.Lock()
+
+    def current(self) -> bytes | None:
+        """The newest signed list, as nodes get it; None before the first."""
+        try:
+            return self._store.site_list_file.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def publish(self, *, why: str, actor: str = "controller") -> PublishedList:
+        """Build, sign, keep and hand on a new list; TrustRefused if nodes would refuse it."""
+        with self._one_at_a_time:
+            published = self._publish(why=why, actor=actor)
+        log.info("site-list-published", version=published.version, images=published.images, why=why)
+        self._on_published(published.message)
+        return published
+
+    def publish_if_due(self) -> PublishedList | None:
+        """A new list if the catalogue has changed since the last, or that has grown old."""
+        why = self._why_due()
+        return None if why is None else self.publish(why=why)
+
+    async def keep_fresh(self) -> None:
+        """Publish whenever it is due, for ever; a failure is logged and tried again."""
+        while True:
+            wait_s = min(60.0, self._resign_interval.total_seconds() / 10)
+            try:
+                await asyncio.to_thread(self.publish_if_due)
+            except DistribError as error:
+                log.warning("site-list-not-published", why=error.message, code=error.code)
+                wait_s = min(wait_s, _RETRY_S)
+            await asyncio.sleep(wait_s)
+
+    def _why_due(self) -> str | None:
+        with self._database.reading() as session:
+            changes = value_of(session, CATALOGUE_CHANGES)
+            published = value_of(session, CATALOGUE_PUBLISHED)
+        if changes > published:
+            return "change"
+        created = self._created_of_current()
+        if created is None:
+            return "first"
+        # A list from the future comes from a clock that was wrong: replace it.
+        age = self._clock() - created
+        return "age" if age >= self._resign_interval or age < -self._resign_interval else None
+
+    def _created_of_current(self) -> datetime | None:
+        message = self.current()
+        if message is None:
+            return None
+        try:
+            return parse_site_list(open_smime(message).document).created
+        except ImageListInvalid:
+            return None
+
+    def _publish(self, *, why: str, actor: str) -> PublishedList:
+        now = self._clock()
+        with self._database.transaction() as session:
+            floor = max(self._store.newest_site_list_version() + 1, int(now.timestamp()))
+            version = rise(session, SITE_LIST_VERSION, at_least=floor)
+            site_list = self._build(session, version, now)
+            message = sign_smime(
+                render_site_list(site_list),
+                self._identity.certificate,
+                self._identity.key,
+                self._identity.chain,
+            )
+            self._check(message, now)
+            set_to(session, CATALOGUE_PUBLISHED, value_of(session, CATALOGUE_CHANGES))
+            record(
+                session,
+                at=now,
+                actor=actor,
+                action="site-list-published",
+                subject=str(version),
+                images=len(site_list.images),
+                why=why,
+                sha512=hashlib.sha512(message).hexdigest(),
+            )
+            # On disk before the commit: a version that a node may have seen is never given twice.
+            write_atomically(self._store.site_list_version_file(version), message, mode=0o444)
+            write_atomically(self._store.site_list_file, message)
+        return PublishedList(version, now, len(site_list.images), message)
+
+    def _build(self, session: Session, version: int, now: datetime) -> SiteList:
+        identity = self._identity
+        rows = session.scalars(
+            select(Image)
+            .where(
+                Image.state.in_(USABLE),
+                Image.infohash.is_not(None),
+                or_(Image.expires.is_(None), Image.expires > now),
+                or_(Image.until.is_(None), Image.until > now),
+            )
+            .order_by(Image.identifier, Image.version)
+        ).all()
+        return SiteList(
+            identifier=identity.identifier,
+            version=str(version),
+            created=now.replace(microsecond=0),
+            expires=now.replace(microsecond=0) + self._max_age,
+            site=identity.site,
+            endorser=Endorser(
+                dn=slash_form(identity.certificate.subject),
+                ca=slash_form(identity.certificate.issuer),
+                email=identity.email,
+                creator=identity.site,
+            ),
+            images=tuple(_site_image(session, row) for row in rows),
+            controller_keys=tuple(ControllerKey.of(key) for key in identity.controller_keys),
+            title=identity.site,
+            description=f"Images approved at {identity.site}",
+            source=identity.url,
+            uri=identity.url,
+        )
+
+    def _check(self, message: bytes, now: datetime) -> None:
+        if self._trust is not None:
+            verify_site_list(
+                message,
+                trust=self._trust(),
+                now=now,
+                identifier=self._identity.identifier,
+                crls=self._crls,
+            ).require()
+
+
+def _site_image(session: Session, row: Image) -> SiteImage:
+    users = row.audience.get("users")
+    audience: Audience = "all" if users is None else tuple(users)
+    approved = row.state == ImageState.APPROVED
+    return SiteImage(
+        image=image_of(row.entry),
+        infohash=row.infohash or "",
+        size_bytes=row.size_bytes or 0,
+        piece_bytes=row.piece_bytes or 0,
+        sha512=row.sha512 or "",
+        origin=Origin(
+            list=row.list_identifier,
+            list_version=row.list_version,
+            endorser_dn=row.endorser_dn,
+            endorser_ca=row.endorser_ca,
+            sha512=row.endorsed_sha512,
+            size_bytes=row.endorsed_size_bytes,
+        ),
+        state="approved" if approved else "superseded",
+        until=row.until,
+        # The one approved version of a UUID is its newest, and so the one that bears its names.
+        aliases=tuple(aliases_of(session, row.identifier)) if approved else (),
+        audience=audience,
+    )
