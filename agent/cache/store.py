@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,21 @@ class Store(Protocol):
         """The store's name in settings, records and reports."""
         ...
 
+    @property
+    def volume_per_device(self) -> bool:
+        """True where a volume takes a whole device, however small its image: one evicted volume
+        makes room for one new one, and instances take other room than volumes."""
+        ...
+
     def space(self) -> Space:
         """Capacity (the quota) and own bytes in use, volumes and instances together."""
         ...
 
-    def check_room(self, size_bytes: int) -> None:
-        """Raise NoSpace (or TargetTooSmall) when ``reserve`` of so many bytes would."""
+    def check_room(self, size_bytes: int, *, without: Collection[str] = ()) -> None:
+        """Raise NoSpace (or TargetTooSmall) when ``reserve`` of so many bytes would.
+
+        ``without`` names volumes to count as removed: whether evicting them would help. The
+        error's id ``free_bytes`` says how much there is."""
         ...
 
     def reserve(self, infohash: str, size_bytes: int) -> Volume:
@@ -93,7 +103,9 @@ class Store(Protocol):
     def writing(self, volume: Volume) -> AbstractContextManager[WriteTarget]:
         """Open an unsealed volume for libtorrent, which must have let go before it is left.
 
-        Raises Conflict for a sealed volume, StorageFailed when it cannot be opened."""
+        Leaving it without an error flushes the descriptor: libtorrent does not see the errors of
+        write-back, and only a descriptor that was open when they happened is sure to be told.
+        Raises Conflict for a sealed volume, StorageFailed when it cannot be opened or flushed."""
         ...
 
     def seal(self, volume: Volume) -> Volume:

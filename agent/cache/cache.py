@@ -1,0 +1,382 @@
+"""The block cache of a node: the one place that changes a volume's state.
+
+Invariants, held under one lock that leases and eviction share:
+- every change is on disk before it is acted on;
+- a leased, pinned, desired, active volume or one being pulled is never evicted to make room;
+- at most one version of an identifier is active;
+- room is reserved before the first byte.
+
+Calls block (the daemon makes them from worker threads). Slow work on a single volume (flushing,
+probing holders) is done without the lock, and the state is looked at again after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import RLock
+from typing import Final
+
+from agent.cache import holders
+from agent.cache.holders import Holder
+from agent.cache.leases import Lease, new_lease_id
+from agent.cache.ledger import Ledger
+from agent.cache.records import ImageVersion, VolumeRecord, absent
+from agent.cache.recovery import Recovery, Start
+from agent.cache.room import Room
+from agent.cache.snapshot import Holding, Snapshot, reported_state
+from agent.cache.store import Store, Volume
+from distrib.bus.messages import NodeReason, State
+from distrib.errors import (
+    Conflict,
+    DistribError,
+    NotFound,
+    NotReady,
+    Revoked,
+    StorageFailed,
+)
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+
+
+class Cache:
+    """Owns stores, records and leases. ``recover`` comes first."""
+
+    def __init__(
+        self,
+        *,
+        state_dir: Path,
+        stores: Sequence[Store],
+        clock: Callable[[], datetime],
+        low_watermark: float = 0.8,
+        is_alive: Callable[[Holder, datetime], bool] = holders.alive,
+        on_change: Callable[[VolumeRecord], None] | None = None,
+    ) -> None:
+        """``stores``: the first is where images go by default. ``clock`` gives aware times.
+
+        ``on_change`` hears of each record that was saved, and of each that went (``absent``), in
+        the calling thread and under the lock: it may not block or call back."""
+        self._stores: dict[str, Store] = {store.name: store for store in stores}
+        self._default_store = stores[0].name
+        self._ledger = Ledger(state_dir, clock, on_change)
+        self._is_alive = is_alive
+        self._lock = RLock()
+        self._room = Room(self._ledger, self._stores, low_watermark)
+        self._next_active: dict[str, str] = {}
+
+    def recover(self) -> Recovery:
+        """Read what is on disk and finish what was interrupted (docs/formats/state.md).
+
+        Every volume counts as desired until ``set_desired`` says otherwise."""
+        with self._lock:
+            found = Start(self._ledger, self._stores, self._is_alive).run()
+            self._room.unknown = dict(found.unknown)
+            self._room.desired = None
+            self._next_active = {}
+            return found
+
+    # What there is ------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            held = [
+                Holding(record, reported_state(record, leases), leases)
+                for record in sorted(self._ledger.records.values(), key=lambda r: r.image)
+                for leases in [self._ledger.leases_of(record.infohash)]
+            ]
+            spaces = {name: store.space() for name, store in self._stores.items()}
+            return Snapshot(spaces, tuple(held), tuple(self._room.unknown))
+
+    def record(self, infohash: str) -> VolumeRecord | None:
+        with self._lock:
+            return self._ledger.records.get(infohash)
+
+    def volume(self, infohash: str) -> Volume:
+        """The volume of a record. Raises NotFound when there is no record or no volume."""
+        with self._lock:
+            found = self._room.volume(self._ledger.known(infohash))
+            if found is None:
+                raise NotFound(f"volume {infohash} is not there", hint="see the agent's log")
+            return found
+
+    def store_of(self, infohash: str) -> Store:
+        with self._lock:
+            return self._stores[self._ledger.known(infohash).store]
+
+    def leases(self, infohash: str | None = None) -> tuple[Lease, ...]:
+        """All leases, or those of one volume."""
+        with self._lock:
+            if infohash is None:
+                return tuple(self._ledger.leases.values())
+            return self._ledger.leases_of(infohash)
+
+    def resolve(self, identifier: str, version: str | None = None) -> VolumeRecord:
+        """The record of ``identifier@version``; without a version of the active one."""
+        with self._lock:
+            mine = [r for r in self._ledger.records.values() if r.identifier == identifier]
+            found = [r for r in mine if (r.active if version is None else r.version == version)]
+            if not found:
+                raise NotFound(
+                    f"image {identifier} {version or '(active version)'} is not on this node",
+                    hint="ask for it with `distrib rollout start`",
+                    image=identifier,
+                )
+            return max(found, key=lambda r: r.active_since or _LONG_AGO)
+
+    # The life of a volume -----------------------------------------------------------------------
+
+    def desire(
+        self,
+        image: ImageVersion,
+        *,
+        active: bool = False,
+        pinned: bool | None = None,
+        store: str | None = None,
+        retry: bool = False,
+    ) -> VolumeRecord:
+        """Want a version here: takes the room, evicting others where it must. Idempotent.
+
+        Returns the record: ``reserved`` (fresh: no byte is there), ``pulling`` (bytes may be there
+        and are to be verified), a later state when it was here already, or ``failed`` with the
+        reason (no-space, target-too-small, storage-failed). A failed one is only tried again with
+        ``retry``. ``active``: it becomes the active version now, or once it is ready when another
+        that is active can be used until then."""
+        with self._lock:
+            if self._room.desired is not None:
+                self._room.desired.add(image.infohash)
+            record = self._ledger.records.get(image.infohash)
+            if record is not None and record.state is State.EVICTING:
+                self._room.evict(image.infohash)
+                record = None
+            if record is None:
+                record = self._room.take(
+                    absent(image, store or self._default_store, self._ledger.now())
+                )
+            elif record.state is State.FAILED and retry:
+                record = self._room.take(record)
+            if pinned is not None and pinned != record.pinned:
+                record = self._ledger.save(replace(record, pinned=pinned))
+            return self._want_active(record) if active else self._want_inactive(record)
+
+    def set_desired(self, infohashes: Iterable[str]) -> None:
+        """All that the site wants here: the rest may be evicted when room is needed."""
+        with self._lock:
+            self._room.desired = set(infohashes)
+
+    def start_pull(self, infohash: str) -> VolumeRecord:
+        """``reserved`` becomes ``pulling``; ``pulling`` stays so."""
+        with self._lock:
+            record = self._ledger.known(infohash)
+            return (
+                record
+                if record.state is State.PULLING
+                else self._ledger.move(record, State.PULLING)
+            )
+
+    def to_verifying(
+        self, infohash: str, *, fetched_bytes: int = 0, wasted_bytes: int = 0
+    ) -> VolumeRecord:
+        """All pieces are there. The counts are added to those of earlier pulls."""
+        with self._lock:
+            record = self._ledger.known(infohash)
+            counted = replace(
+                record,
+                fetched_bytes=record.fetched_bytes + fetched_bytes,
+                wasted_bytes=record.wasted_bytes + wasted_bytes,
+            )
+            return self._ledger.move(counted, State.VERIFYING)
+
+    def ready(self, infohash: str) -> VolumeRecord:
+        """All is verified, and libtorrent has let go: seal the volume.
+
+        Returns the record, ``ready`` or ``failed(storage-failed)``. Raises Conflict when it is not
+        ``verifying``, or was moved on meanwhile."""
+        with self._lock:
+            record = self._ledger.in_state(infohash, State.VERIFYING)
+            store, volume = self._stores[record.store], self.volume(infohash)
+        fault: StorageFailed | None = None
+        try:
+            store.seal(replace(volume, size_bytes=record.size_bytes))
+        except StorageFailed as error:
+            fault = error
+        with self._lock:
+            record = self._ledger.in_state(infohash, State.VERIFYING)
+            if fault is not None:
+                return self._ledger.fail_by(record, fault)
+            record = self._ledger.move(record, State.READY)
+            if self._next_active.get(record.identifier) == infohash:
+                return self._ledger.activate(record)
+            return record
+
+    def fail(self, infohash: str, reason: NodeReason, text: str = "") -> VolumeRecord:
+        """Give a volume up for now; what is on disk stays until it is retried or evicted."""
+        with self._lock:
+            return self._ledger.fail(self._ledger.known(infohash), reason, text)
+
+    def repair(self, infohash: str) -> VolumeRecord:
+        """``ready`` becomes ``pulling`` again, writable: a piece went bad. Raises Conflict while
+        it is leased."""
+        with self._lock:
+            record = self._ledger.in_state(infohash, State.READY)
+            if self._ledger.leases_of(infohash):
+                raise _kept(record, "leased")
+            record = self._ledger.move(record, State.PULLING, NodeReason.HASH_FAILED)
+            self._stores[record.store].unseal(self.volume(infohash))
+            return record
+
+    def block(self, infohash: str, text: str = "") -> VolumeRecord:
+        """Revoked: no new leases; what runs is the caller's matter, as is a pull under way."""
+        with self._lock:
+            record = self._ledger.known(infohash)
+            if record.state is State.READY:
+                return self._ledger.move(record, State.BLOCKED, NodeReason.REVOKED, text)
+            if record.state is State.BLOCKED:
+                return record
+            return self.fail(infohash, NodeReason.REVOKED, text)
+
+    def unblock(self, infohash: str) -> VolumeRecord:
+        """A revocation was taken back: ``ready``, or ``pulling`` when the seal is broken."""
+        with self._lock:
+            record = self._ledger.in_state(infohash, State.BLOCKED)
+            sealed = self.volume(infohash).sealed
+            return self._ledger.move(record, State.READY if sealed else State.PULLING)
+
+    def evict(self, infohash: str, *, force: bool = False) -> None:
+        """Remove a volume. Raises Conflict while it is leased; and, without ``force``, while it is
+        pinned, desired, active or being pulled."""
+        with self._lock:
+            record = self._ledger.known(infohash)
+            why = self._room.candidate(record).kept_because
+            if why == "leased" or (why is not None and not force):
+                raise _kept(record, why)
+            self._room.evict(infohash)
+
+    # Flags --------------------------------------------------------------------------------------
+
+    def pin(self, infohash: str) -> VolumeRecord:
+        with self._lock:
+            return self._ledger.save(replace(self._ledger.known(infohash), pinned=True))
+
+    def unpin(self, infohash: str) -> VolumeRecord:
+        with self._lock:
+            return self._ledger.save(replace(self._ledger.known(infohash), pinned=False))
+
+    def activate(self, infohash: str) -> VolumeRecord:
+        """Make a version the active one of its identifier, now."""
+        with self._lock:
+            return self._ledger.activate(self._ledger.known(infohash))
+
+    def deactivate(self, infohash: str) -> VolumeRecord:
+        """Make a version inactive; its identifier then has no active one."""
+        with self._lock:
+            record = self._want_inactive(self._ledger.known(infohash))
+            return self._ledger.deactivate(record)
+
+    # Leases -------------------------------------------------------------------------------------
+
+    def lease(
+        self, infohash: str, *, holder: Holder, user: str, cow_bytes: int, scratch_bytes: int = 0
+    ) -> Lease:
+        """A writable instance for a job, which lives as long as ``holder``.
+
+        Raises NotFound, NotReady, Revoked, NoSpace, StorageFailed or ToolMissing."""
+        with self._lock:
+            record = self._leasable(infohash)
+            store, volume = self._stores[record.store], self.volume(infohash)
+            if not store.volume_per_device:
+                self._room.make(store, cow_bytes + scratch_bytes, keep=infohash)
+            lease = Lease(
+                lease=new_lease_id(),
+                infohash=infohash,
+                image=record.image,
+                store=record.store,
+                user=user,
+                holder=holder,
+                since=self._ledger.now(),
+            )
+            self._ledger.save(replace(record, last_leased=lease.since))
+            self._ledger.save_lease(lease)
+            try:
+                instance = store.make_instance(
+                    volume, lease.lease, cow_bytes=cow_bytes, scratch_bytes=scratch_bytes
+                )
+                return self._ledger.save_lease(lease.with_instance(instance))
+            except DistribError:
+                self._drop(lease)
+                raise
+
+    def release(self, lease: str) -> Lease:
+        """End a lease and remove its instance. Raises NotFound when there is none."""
+        with self._lock:
+            found = self._ledger.leases.get(lease)
+            if found is None:
+                raise NotFound(f"there is no lease {lease}", hint="see `distrib-agent leases`")
+            self._drop(found)
+            return found
+
+    def reap_dead_leases(self) -> tuple[Lease, ...]:
+        """End the leases whose holders are dead; every minute. Returns them."""
+        now = self._ledger.now()
+        suspects = [one for one in self.leases() if not self._is_alive(one.holder, now)]
+        with self._lock:
+            dead = tuple(one for one in suspects if one.lease in self._ledger.leases)
+            for lease in dead:
+                self._drop(lease)
+            # Instances whose removal failed when their leases ended.
+            for store in self._stores.values():
+                for instance in store.instances():
+                    if instance.lease not in self._ledger.leases:
+                        store.drop_instance(instance.lease)
+            return dead
+
+    # Inside the lock ----------------------------------------------------------------------------
+
+    def _want_active(self, record: VolumeRecord) -> VolumeRecord:
+        usable = any(
+            one.active and one.state is State.READY and one.identifier == record.identifier
+            for one in self._ledger.records.values()
+        )
+        if record.state is not State.READY and usable:
+            self._next_active[record.identifier] = record.infohash
+            return record
+        self._next_active.pop(record.identifier, None)
+        return self._ledger.activate(record)
+
+    def _want_inactive(self, record: VolumeRecord) -> VolumeRecord:
+        """Only another version's turn, or ``deactivate``, ends that of the active one."""
+        if self._next_active.get(record.identifier) == record.infohash:
+            del self._next_active[record.identifier]
+        return record
+
+    def _leasable(self, infohash: str) -> VolumeRecord:
+        record = self._ledger.known(infohash)
+        if record.state is State.BLOCKED or record.reason is NodeReason.REVOKED:
+            raise Revoked(
+                f"image {record.image} was revoked: {record.text or 'no reason given'}",
+                hint="use another image or version",
+                image=record.image,
+            )
+        volume = self._room.volume(record)
+        if record.state is not State.READY or volume is None or not volume.sealed:
+            raise NotReady(
+                f"image {record.image} is {record.state}, not ready",
+                hint="wait, or see `distrib-agent status` for the reason",
+                image=record.image,
+                state=str(record.state),
+            )
+        return record
+
+    def _drop(self, lease: Lease) -> None:
+        self._ledger.forget_lease(lease)
+        self._stores[lease.store].drop_instance(lease.lease)
+
+
+def _kept(record: VolumeRecord, why: str) -> Conflict:
+    return Conflict(
+        f"image {record.image} is {why}",
+        hint="release, unpin or roll it back first",
+        image=record.image,
+        infohash=record.infohash,
+    )

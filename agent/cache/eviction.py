@@ -1,0 +1,98 @@
+"""Which volumes go when room is needed: a pure policy.
+
+Never one that is leased, pinned, desired, active or being pulled. Of the others the failed and
+the blocked ones first (nobody can lease them), then the least recently leased; a volume that was
+never leased counts from the moment that it came into its state. Nothing is evicted while there is
+room, and nothing in vain; but once something must go, it goes down to the low watermark, so that
+the next image does not find the cache full again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A volume as the policy sees it. ``unusable``: failed or blocked. ``used_at``: last leased,
+    or in its state since."""
+
+    infohash: str
+    room_bytes: int
+    used_at: datetime
+    unusable: bool = False
+    leased: bool = False
+    pinned: bool = False
+    desired: bool = False
+    active: bool = False
+    pulling: bool = False
+
+    @property
+    def kept_because(self) -> str | None:
+        """Why it may not be evicted; None when it may."""
+        for why in ("leased", "pulling", "pinned", "active", "desired"):
+            if getattr(self, why):
+                return why
+        return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``victims`` in the order in which to evict them; none when they would not be enough, and
+    then ``missing_bytes`` and ``why_not`` say what is in the way."""
+
+    victims: tuple[Candidate, ...] = ()
+    missing_bytes: int = 0
+    why_not: str = ""
+
+
+def order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Those that may be evicted, first to go first."""
+    free = (one for one in candidates if one.kept_because is None)
+    return tuple(sorted(free, key=lambda one: (not one.unusable, one.used_at, one.infohash)))
+
+
+def choose_victims(
+    candidates: Iterable[Candidate],
+    need_bytes: int,
+    used_bytes: int,
+    capacity_bytes: int,
+    low_watermark: float,
+) -> Choice:
+    """Choose what to evict so that ``need_bytes`` more fit within ``capacity_bytes``.
+
+    ``low_watermark`` is a share of the capacity (0 to 1): when something must be evicted, eviction
+    goes on until no more than that is used, the new bytes not counted.
+    """
+    if used_bytes + need_bytes <= capacity_bytes:
+        return Choice()
+    everything = tuple(candidates)
+    evictable = order(everything)
+    least = used_bytes - sum(one.room_bytes for one in evictable)
+    if least + need_bytes > capacity_bytes:
+        return Choice(
+            missing_bytes=least + need_bytes - capacity_bytes,
+            why_not=describe_kept(everything),
+        )
+    goal = min(capacity_bytes - need_bytes, int(capacity_bytes * low_watermark))
+    victims: list[Candidate] = []
+    left = used_bytes
+    for one in evictable:
+        if left <= goal:
+            break
+        victims.append(one)
+        left -= one.room_bytes
+    return Choice(tuple(victims))
+
+
+def describe_kept(candidates: Iterable[Candidate]) -> str:
+    """What may not be evicted, in a line: ``leased: 2 (1024 bytes), pinned: 1 (512 bytes)``."""
+    kept: dict[str, list[int]] = {}
+    for one in candidates:
+        why = one.kept_because
+        if why is not None:
+            kept.setdefault(why, []).append(one.room_bytes)
+    lines = (f"{why}: {len(sizes)} ({sum(sizes)} bytes)" for why, sizes in sorted(kept.items()))
+    return ", ".join(lines) or "no image is left to evict"

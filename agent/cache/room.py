@@ -1,0 +1,167 @@
+"""Making room in a store: the store says what would help, the policy who may go.
+
+Nothing is evicted in vain: the store is asked beforehand whether it has the room without the
+victims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from agent.cache.eviction import Candidate, choose_victims, describe_kept, order
+from agent.cache.ledger import Ledger
+from agent.cache.records import UNDER_WAY, VolumeRecord
+from agent.cache.store import Store, Volume
+from distrib.bus.messages import NodeReason, State
+from distrib.errors import Conflict, NoSpace, StorageFailed, TargetTooSmall
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+
+
+class Room:
+    """Who takes room in the stores, and who gives it up. Used under the cache's lock.
+
+    ``desired``: the info-hashes that the site wants; None while that is not known, and then every
+    volume counts as desired. ``unknown``: volumes whose records could not be read, and the stores
+    that hold them; of use to nobody, they go first."""
+
+    def __init__(self, ledger: Ledger, stores: Mapping[str, Store], low_watermark: float) -> None:
+        self._ledger = ledger
+        self._stores = stores
+        self._low_watermark = low_watermark
+        self.desired: set[str] | None = None
+        self.unknown: dict[str, Store] = {}
+
+    def volume(self, record: VolumeRecord) -> Volume | None:
+        """The volume of a record; None when there is none."""
+        volumes = self._stores[record.store].volumes()
+        return next((one for one in volumes if one.infohash == record.infohash), None)
+
+    def make(self, store: Store, need_bytes: int, *, keep: str | None = None) -> None:
+        """Evict until ``need_bytes`` more fit; never ``keep``. Raises NoSpace, TargetTooSmall,
+        StorageFailed."""
+        candidates: list[Candidate] = []
+        for volume in store.volumes():
+            record = self._ledger.records.get(volume.infohash)
+            if volume.infohash == keep:
+                continue
+            if record is None:
+                candidates.append(self._stray(store, volume))
+            elif record.store == store.name:
+                candidates.append(self.candidate(record))
+        for infohash in plan_room(store, need_bytes, candidates, self._low_watermark):
+            self.evict(infohash)
+
+    def take(self, record: VolumeRecord) -> VolumeRecord:
+        """From absent or failed: take the room, or go on with the bytes that are there.
+
+        Returns the record: reserved, pulling, or failed with the reason."""
+        infohash = record.infohash
+        unknown = self.unknown.get(infohash)
+        if unknown is not None:
+            record = replace(record, store=unknown.name)
+        store = self._stores[record.store]
+        there = self.volume(record)
+        fresh = (
+            there is None
+            or there.size_bytes != record.size_bytes
+            or record.reason is NodeReason.STORAGE_FAILED  # the page cache may belie the disk
+        )
+        try:
+            if there is None:
+                self.make(store, record.size_bytes)
+            if record.state is State.ABSENT or fresh:
+                record = self._ledger.move(record, State.RESERVED)
+                self.unknown.pop(infohash, None)
+            if there is not None and fresh:
+                store.remove(there)
+            volume = store.reserve(infohash, record.size_bytes)
+            if not fresh:
+                record = self._ledger.move(record, State.PULLING, NodeReason.RESUMED)
+                if volume.sealed:
+                    store.unseal(volume)
+        except (NoSpace, Conflict, StorageFailed) as error:
+            return self._ledger.fail_by(record, error)
+        return record
+
+    def candidate(self, record: VolumeRecord) -> Candidate:
+        """A record as the eviction policy sees it."""
+        unusable = record.state in (State.BLOCKED, State.FAILED)
+        return Candidate(
+            infohash=record.infohash,
+            room_bytes=record.size_bytes,
+            used_at=record.last_leased or record.since,
+            unusable=unusable,
+            leased=bool(self._ledger.leases_of(record.infohash)),
+            pinned=record.pinned,
+            desired=self.desired is None or record.infohash in self.desired,
+            active=record.active and not unusable,
+            pulling=record.state in UNDER_WAY,
+        )
+
+    def evict(self, infohash: str) -> None:
+        """Remove a volume and its record; again after a crash or a fault in the middle.
+
+        Raises Conflict while an instance stands on it, StorageFailed."""
+        record = self._ledger.records.get(infohash)
+        store = self.unknown[infohash] if record is None else self._stores[record.store]
+        if record is not None and record.state is not State.EVICTING:
+            self._ledger.move(record, State.EVICTING)
+        for volume in store.volumes():
+            if volume.infohash == infohash:
+                store.remove(volume)
+        self._ledger.forget(infohash)
+        self.unknown.pop(infohash, None)
+
+    def _stray(self, store: Store, volume: Volume) -> Candidate:
+        leased = any(one.infohash == volume.infohash for one in store.instances())
+        return Candidate(
+            volume.infohash, volume.size_bytes, _LONG_AGO, unusable=True, leased=leased
+        )
+
+
+def plan_room(
+    store: Store, need_bytes: int, candidates: Sequence[Candidate], low_watermark: float
+) -> tuple[str, ...]:
+    """The info-hashes to evict, in order, so that ``need_bytes`` more fit; none while there is
+    room. Raises NoSpace or TargetTooSmall when no eviction would do."""
+    shortage = _shortage(store, need_bytes, ())
+    if shortage is None:
+        return ()
+    if isinstance(shortage, TargetTooSmall):
+        raise shortage
+    if store.volume_per_device:
+        for one in order(candidates):
+            if _shortage(store, need_bytes, (one.infohash,)) is None:
+                return (one.infohash,)
+        raise _in_the_way(shortage, describe_kept(candidates))
+    used = store.space().used_bytes
+    chosen: tuple[Candidate, ...] = ()
+    while shortage is not None:
+        # What is free is bounded by the quota or by the file system, and which of them binds can
+        # change with the victims: ask again until nothing more is asked for.
+        left = used - sum(one.room_bytes for one in chosen)
+        capacity = left + int(shortage.ids["free_bytes"])
+        choice = choose_victims(candidates, need_bytes, used, capacity, low_watermark)
+        if len(choice.victims) <= len(chosen):
+            raise _in_the_way(shortage, choice.why_not or describe_kept(candidates))
+        chosen = choice.victims
+        shortage = _shortage(store, need_bytes, tuple(one.infohash for one in chosen))
+    return tuple(one.infohash for one in chosen)
+
+
+def _shortage(store: Store, need_bytes: int, without: tuple[str, ...]) -> NoSpace | None:
+    try:
+        store.check_room(need_bytes, without=without)
+    except NoSpace as error:
+        return error
+    return None
+
+
+def _in_the_way(shortage: NoSpace, why: str) -> NoSpace:
+    return NoSpace(
+        f"{shortage.message}; not to be evicted: {why}", hint=shortage.hint, **shortage.ids
+    )
