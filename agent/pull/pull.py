@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -28,18 +27,8 @@ CHECKPOINT_SHARE = 0.02
 """A checkpoint is due after this share of the image, so that a crash costs little more."""
 
 
-@dataclass(frozen=True)
-class Pulled:
-    """The outcome: counters over all starts of this pull, in bytes."""
-
-    sha512: str
-    fetched_bytes: int
-    wasted_bytes: int
-    torrent: bytes
-
-
 class Pull:
-    """Brings one image version into an open volume. ``run`` once."""
+    """Brings one image version into an open volume: ``fetch`` once, then ``conclude`` once."""
 
     def __init__(
         self,
@@ -73,11 +62,11 @@ class Pull:
         """What of it was thrown away."""
         return self._before.wasted_bytes + self.transfer.wasted_bytes
 
-    async def run(self, sources: Sequence[Source]) -> Pulled:
-        """Run the sources until nothing is missing, then check the whole.
+    async def fetch(self, sources: Sequence[Source]) -> None:
+        """Run the sources until nothing is missing.
 
-        Raises what the sources raise, StorageFailed, or DigestMismatch. After a failure or
-        cancellation the resume file is as new as the last checkpoint.
+        Raises what the sources raise, or StorageFailed. After a failure or cancellation the
+        resume file is as new as the last checkpoint.
         """
         checkpoints = asyncio.create_task(self._checkpoints(), name=f"checkpoint {self._name}")
         try:
@@ -91,7 +80,26 @@ class Pull:
         finally:
             checkpoints.cancel()
             await asyncio.gather(checkpoints, return_exceptions=True)
-        return await self._conclude()
+
+    async def conclude(self) -> bytes:
+        """Make all of it durable and compare its SHA-512; returns the torrent with its layers.
+
+        Raises DigestMismatch or StorageFailed."""
+        await self.checkpoint()
+        await self._digest.advance(self.info.size_bytes)
+        if self._digest.hexdigest() != self._sha512:
+            # The running digest may have read a block that was repaired later: read it all again.
+            self._digest = PrefixDigest(self._target.fd)
+            await self._digest.advance(self.info.size_bytes)
+        digest = self._digest.hexdigest()
+        if digest != self._sha512:
+            raise DigestMismatch(
+                f"volume {self._name}: SHA-512 {digest[:16]}…, the site list says"
+                f" {self._sha512[:16]}…",
+                hint="the site list contradicts itself: approve the image again",
+                infohash=self.info.infohash,
+            )
+        return await self.transfer.torrent_file()
 
     async def checkpoint(self) -> None:
         """Make what is verified durable, say so in the resume file, and hash on."""
@@ -124,24 +132,6 @@ class Pull:
     def _persist(self, resume: Resume) -> None:
         _fsync(self._target)
         self._resume_files.save(self.info.infohash, resume)
-
-    async def _conclude(self) -> Pulled:
-        await self.checkpoint()
-        await self._digest.advance(self.info.size_bytes)
-        if self._digest.hexdigest() != self._sha512:
-            # The running digest may have read a block that was repaired later: read it all again.
-            self._digest = PrefixDigest(self._target.fd)
-            await self._digest.advance(self.info.size_bytes)
-        digest = self._digest.hexdigest()
-        if digest != self._sha512:
-            raise DigestMismatch(
-                f"volume {self._name}: SHA-512 {digest[:16]}…, the site list says"
-                f" {self._sha512[:16]}…",
-                hint="the site list contradicts itself: approve the image again",
-                infohash=self.info.infohash,
-            )
-        torrent = await self.transfer.torrent_file()
-        return Pulled(digest, self.fetched_bytes, self.wasted_bytes, torrent)
 
 
 def _fsync(target: WriteTarget) -> None:

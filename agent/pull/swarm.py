@@ -52,6 +52,13 @@ class SwarmSource:
         """See ``Source.bring``. Raises StorageFailed, NoSpace or TimedOut."""
         if sink.infohash != self._transfer.infohash:
             raise NodeError(f"swarm: {sink.infohash[:12]} is another torrent", hint="a bug")
+        self._transfer.watched = True
+        try:
+            await self._until_complete()
+        finally:
+            self._transfer.watched = False
+
+    async def _until_complete(self) -> None:
         self._act(self._first)
         while not self._transfer.is_complete:
             await self._wait()

@@ -96,17 +96,13 @@ def _directory_with(image: Path) -> Path:
     return image.parent
 
 
-def info_of(torrent_file: Path) -> bytes:
-    """The bencoded info dictionary of a torrent file. Raises NotFound, TorrentMismatch."""
+def info_of(torrent: bytes) -> bytes:
+    """The bencoded info dictionary in a torrent file's bytes. Raises TorrentMismatch."""
     try:
-        data = torrent_file.read_bytes()
-    except FileNotFoundError:
-        raise NotFound(f"{torrent_file}: no such file", hint="publish the image again") from None
-    try:
-        document: Any = lt.bdecode(data)
+        document: Any = lt.bdecode(torrent)
         return lt.bencode(document[b"info"])
     except (RuntimeError, KeyError, TypeError):
-        raise TorrentMismatch(f"{torrent_file}: not a torrent", hint="publish it again") from None
+        raise TorrentMismatch("not a torrent file", hint="publish the image again") from None
 
 
 def parse_info(info: bytes) -> TorrentInfo:

@@ -1,0 +1,193 @@
+"""A pull under way on this node: volume, transfer, sources and outcome held together.
+
+It runs as one task. Whatever ends it, libtorrent lets go of the volume before the volume is
+closed, and what was fetched stays on disk for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from agent.cache.cache import Cache
+from agent.cache.store import WriteTarget
+from agent.pull.machine import ParentLost, Plan
+from agent.pull.pull import Pull
+from agent.pull.resume import Resume, ResumeFiles
+from agent.pull.swarm import SwarmSource
+from agent.pull.torrents import TorrentFiles
+from distrib.bus.messages import Caps, NodeReason, State
+from distrib.errors import (
+    DigestMismatch,
+    DistribError,
+    NoSpace,
+    StorageFailed,
+    TimedOut,
+)
+from distrib.swarm.pieces import check_volume
+from distrib.swarm.session import SwarmSession
+from distrib.swarm.torrent import TorrentInfo
+from distrib.swarm.transfer import Transfer
+from distrib.trust.sitelist import SiteImage
+
+log = structlog.get_logger(__name__)
+
+_REASONS: tuple[tuple[type[DistribError], NodeReason], ...] = (
+    (DigestMismatch, NodeReason.DIGEST_MISMATCH),
+    (NoSpace, NodeReason.NO_SPACE),
+    (StorageFailed, NodeReason.STORAGE_FAILED),
+    (TimedOut, NodeReason.DEADLINE),
+)
+
+
+@dataclass(frozen=True)
+class PullParts:
+    """What every pull of a node uses. ``sessions`` by libtorrent backend."""
+
+    cache: Cache
+    sessions: dict[str, SwarmSession]
+    torrents: TorrentFiles
+    resume: ResumeFiles
+    on_parent_lost: Callable[[str, ParentLost], None]
+
+
+class RunningPull:
+    """One image version on its way. ``run`` ends when it is ready, failed or cancelled."""
+
+    def __init__(
+        self,
+        image: SiteImage,
+        info: TorrentInfo,
+        raw_info: bytes,
+        *,
+        parts: PullParts,
+        plan: Plan,
+        caps: Caps,
+        deadline_s: float | None = None,
+    ) -> None:
+        self.image = image
+        self.transfer: Transfer | None = None
+        self.pull: Pull | None = None
+        self._info = info
+        self._raw_info = raw_info
+        self._parts = parts
+        self._plan = plan
+        self._caps = caps
+        self._deadline_s = deadline_s
+        self._source: SwarmSource | None = None
+
+    @property
+    def reason(self) -> NodeReason | None:
+        """Why pieces do not come, while they do not."""
+        return self._source.reason if self._source else None
+
+    def follow(self, plan: Plan, caps: Caps) -> None:
+        """Fetch by another plan and within other caps from now on."""
+        self._plan = plan
+        if self._source is not None:
+            self._source.follow(plan)
+        if caps != self._caps:
+            self._caps = caps
+            self._limit()
+
+    async def run(self) -> Transfer | None:
+        """Pull to ``ready`` and return the transfer, which seeds on; None when it failed."""
+        infohash = self.image.infohash
+        cache = self._parts.cache
+        was = await asyncio.to_thread(cache.start_pull, infohash)
+        try:
+            await self._pull(fresh=was.reason is not NodeReason.RESUMED)
+        except DistribError as error:
+            await self._close()
+            reason = next((r for kind, r in _REASONS if isinstance(error, kind)), None)
+            await asyncio.to_thread(
+                cache.fail, infohash, reason or NodeReason.INTERNAL, error.message
+            )
+            return None
+        except asyncio.CancelledError:
+            await self._close()
+            raise
+        record = await asyncio.to_thread(cache.ready, infohash)
+        if record.state is not State.READY:
+            await self._close()
+            return None
+        await asyncio.to_thread(self._parts.resume.discard, infohash)
+        return self.transfer
+
+    async def _pull(self, *, fresh: bool) -> None:
+        infohash = self.image.infohash
+        cache = self._parts.cache
+        volume = await asyncio.to_thread(cache.volume, infohash)
+        writing = cache.store_of(infohash).writing(volume)
+        target = await asyncio.to_thread(writing.__enter__)
+        try:
+            resumed = await asyncio.to_thread(self._resumed, target, fresh)
+            session = self._parts.sessions[target.backend]
+            self.transfer = session.add(
+                self._info,
+                self._raw_info,
+                target.directory,
+                have=resumed.have if resumed else None,
+            )
+            self._limit()
+            self.pull = Pull(
+                self.transfer,
+                target,
+                sha512=self.image.sha512,
+                resume_files=self._parts.resume,
+                resumed=resumed,
+            )
+            self._source = SwarmSource(
+                self.transfer,
+                self._plan,
+                deadline_s=self._deadline_s,
+                on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
+            )
+            await self.pull.fetch([self._source])
+            self._source = None
+            await asyncio.to_thread(
+                cache.to_verifying,
+                infohash,
+                fetched_bytes=self.pull.fetched_bytes,
+                wasted_bytes=self.pull.wasted_bytes,
+            )
+            torrent = await self.pull.conclude()
+            await asyncio.to_thread(self._parts.torrents.keep_layers, self.image, torrent)
+        except BaseException as error:
+            await self._close()
+            with contextlib.suppress(StorageFailed):
+                await asyncio.to_thread(writing.__exit__, type(error), error, None)
+            raise
+        await asyncio.to_thread(writing.__exit__, None, None, None)
+
+    def _resumed(self, target: WriteTarget, fresh: bool) -> Resume | None:
+        """What is known to be on disk: from the resume file, else by hashing the volume."""
+        if fresh:
+            self._parts.resume.discard(self.image.infohash)
+            return None
+        resumed = self._parts.resume.load(self.image.infohash, self._info.pieces)
+        if resumed is not None:
+            return resumed
+        layers = self._parts.torrents.with_layers(self.image)
+        if layers is None:
+            return None
+        have = tuple(check_volume(target.fd, layers[1], self._info))
+        log.info("volume-checked", infohash=self.image.infohash, good=sum(have), of=len(have))
+        return Resume(have)
+
+    def _limit(self) -> None:
+        if self.transfer is not None:
+            self.transfer.limit(
+                download_bps=self._caps.download_bps, upload_bps=self._caps.upload_bps
+            )
+
+    async def _close(self) -> None:
+        self._source = None
+        transfer, self.transfer = self.transfer, None
+        if transfer is not None:
+            for session in self._parts.sessions.values():
+                await session.remove(transfer)

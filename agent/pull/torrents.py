@@ -1,0 +1,77 @@
+"""The torrents that a node knows: info dictionaries from the bus, piece layers once complete.
+
+Files: docs/formats/state.md, ``torrents/``. What is read back is checked like what arrives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from agent.cache import durable
+from distrib.errors import DistribError, TorrentMismatch
+from distrib.swarm.pieces import piece_hashes
+from distrib.swarm.torrent import TorrentInfo, check_info, info_of
+from distrib.trust.sitelist import SiteImage
+
+log = structlog.get_logger(__name__)
+
+
+class TorrentFiles:
+    """``<infohash>.info`` is the info dictionary, ``<infohash>.torrent`` has the layers too."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        durable.make_directory(directory)
+
+    def accept(self, info: bytes, image: SiteImage) -> TorrentInfo:
+        """Keep an info dictionary that is the one of the site list. Raises TorrentMismatch."""
+        parsed = _checked(info, image)
+        durable.replace(self._info(image.infohash), info)
+        return parsed
+
+    def info(self, image: SiteImage) -> tuple[TorrentInfo, bytes] | None:
+        """The info dictionary as parsed and raw, or None while it is not here."""
+        try:
+            raw = self._info(image.infohash).read_bytes()
+            return _checked(raw, image), raw
+        except FileNotFoundError:
+            return None
+        except (OSError, TorrentMismatch) as error:
+            log.warning("torrent-unreadable", infohash=image.infohash, why=str(error))
+            return None
+
+    def keep_layers(self, image: SiteImage, torrent: bytes) -> None:
+        """Keep a torrent file with piece layers. Raises TorrentMismatch when they do not fit."""
+        piece_hashes(torrent, _checked(info_of(torrent), image))
+        durable.replace(self._torrent(image.infohash), torrent)
+
+    def with_layers(self, image: SiteImage) -> tuple[TorrentInfo, bytes] | None:
+        """The torrent file with all piece layers, or None: then only the info is known."""
+        try:
+            torrent = self._torrent(image.infohash).read_bytes()
+            info = _checked(info_of(torrent), image)
+            piece_hashes(torrent, info)
+        except (OSError, DistribError):
+            return None
+        return info, torrent
+
+    def discard(self, infohash: str) -> None:
+        durable.remove(self._info(infohash))
+        durable.remove(self._torrent(infohash))
+
+    def _info(self, infohash: str) -> Path:
+        return self._directory / f"{infohash}.info"
+
+    def _torrent(self, infohash: str) -> Path:
+        return self._directory / f"{infohash}.torrent"
+
+
+def _checked(info: bytes, image: SiteImage) -> TorrentInfo:
+    return check_info(
+        info,
+        infohash=image.infohash,
+        size_bytes=image.size_bytes,
+        piece_bytes=image.piece_bytes,
+    )

@@ -1,0 +1,322 @@
+"""Makes what the cache holds what the site desires: starts, steers, ends and resumes pulls.
+
+One task looks at the whole whenever something may have changed (a site list, a desired state, a
+torrent, the end of a pull) and does what is missing; doing it twice is harmless. Nothing is ever
+evicted because of a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from agent.authority import Authority
+from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
+from agent.pull.machine import Plan
+from agent.pull.running import PullParts, RunningPull
+from distrib.bus.messages import Caps, Desired, DesiredImage, NodeReason, Orders, State
+from distrib.errors import Conflict, DistribError, NotReady, TorrentMismatch
+from distrib.swarm.transfer import Transfer
+from distrib.trust.sitelist import SiteImage
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An image that is desired and cannot be begun, or not be gone on with."""
+
+    image: DesiredImage
+    reason: NodeReason
+    text: str
+    since: datetime
+
+
+class Puller:
+    """Owns the pulls and the seeding transfers of a node.
+
+    ``want_torrent`` subscribes to a torrent's topic; ``announce`` hears of pulls that ended.
+    """
+
+    def __init__(
+        self,
+        parts: PullParts,
+        authority: Authority,
+        *,
+        own_caps: Caps,
+        want_torrent: Callable[[str], None],
+        changed: Callable[[], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.pulls: dict[str, RunningPull] = {}
+        self.seeding: dict[str, Transfer] = {}
+        self.waiting: dict[str, Waiting] = {}
+        self._parts = parts
+        self._authority = authority
+        self._own_caps = own_caps
+        self._want_torrent = want_torrent
+        self._changed = changed
+        self._clock = clock
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, str | None] = {}
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something may have changed: look again soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look again at every wake-up, until cancelled; then all pulls are ended and kept."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                try:
+                    await self._reconcile()
+                except DistribError as error:
+                    log.warning("reconcile-failed", code=error.code, why=error.message)
+                self._changed()
+        finally:
+            await self._end_all()
+
+    def offer_torrent(self, infohash: str, info: bytes) -> None:
+        """An info dictionary arrived. Raises TorrentMismatch; what is in force then stays."""
+        image = self._authority.image(infohash)
+        if image is None:
+            return
+        try:
+            self._parts.torrents.accept(info, image)
+        except TorrentMismatch as error:
+            self._authority.refused[error.code] += 1
+            if self._parts.torrents.info(image) is None:
+                self._hold_back(infohash, NodeReason.TORRENT_MISMATCH, error.message)
+            self._changed()
+            raise
+        self.waiting.pop(infohash, None)
+        self.wake()
+
+    async def obey(self, orders: Orders) -> None:
+        """Carry out orders that were accepted."""
+        for order in orders.orders:
+            match order.kind:
+                case "cancel":
+                    await self.cancel(order.infohash, NodeReason.CANCELLED, "ordered")
+                case "reparent":
+                    pull = self.pulls.get(order.infohash)
+                    if pull is not None:
+                        pull.follow(Plan(parents=order.parents), self._own_caps)
+                case "tokens":
+                    log.info("order-not-for-us", kind=order.kind)
+
+    async def cancel(self, infohash: str, reason: NodeReason, text: str) -> None:
+        """End a pull; what is on disk stays."""
+        task = self._tasks.pop(infohash, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        record = self._parts.cache.record(infohash)
+        if record is not None and record.state in UNDER_WAY:
+            await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
+        self._changed()
+
+    async def let_go(self, infohash: str) -> None:
+        """Stop serving a volume, so that it can be repaired or evicted."""
+        transfer = self.seeding.pop(infohash, None)
+        if transfer is not None:
+            await self._remove(transfer)
+
+    # -- one look -------------------------------------------------------------------------------
+
+    async def _reconcile(self) -> None:
+        await self._follow_site_list()
+        desired = self._authority.desired
+        if desired is None or self._authority.site_list is None:
+            await self._seed_all()
+            return
+        wanted = {image.infohash for image in desired.images}
+        self._parts.cache.set_desired(wanted)
+        for infohash in list(self._tasks):
+            if infohash not in wanted:
+                await self.cancel(infohash, NodeReason.CANCELLED, "no longer desired")
+        for infohash in set(self.waiting) - wanted:
+            del self.waiting[infohash]
+        for image in sorted(desired.images, key=lambda image: -image.priority):
+            await self._fulfil(image, desired)
+        await self._seed_all()
+
+    async def _follow_site_list(self) -> None:
+        """Block what was revoked, give back what was blocked in error."""
+        if self._authority.site_list is None:
+            return
+        cache = self._parts.cache
+        for holding in cache.snapshot().holdings:
+            record = holding.record
+            listed = self._authority.image(record.infohash) is not None
+            if not listed and record.state is not State.BLOCKED:
+                await self.cancel(record.infohash, NodeReason.REVOKED, "not on the site list")
+                await self.let_go(record.infohash)
+                await asyncio.to_thread(cache.block, record.infohash, "not on the site list")
+            elif listed and record.state is State.BLOCKED:
+                await asyncio.to_thread(cache.unblock, record.infohash)
+
+    async def _fulfil(self, wanted: DesiredImage, desired: Desired) -> None:
+        image = self._authority.image(wanted.infohash)
+        if image is None or (image.identifier, image.version) != (
+            wanted.identifier,
+            wanted.version,
+        ):
+            self._hold_back(
+                wanted.infohash,
+                NodeReason.NOT_ON_SITE_LIST,
+                f"the site list does not approve {wanted.identifier}@{wanted.version}",
+                wanted,
+            )
+            return
+        pull = self.pulls.get(wanted.infohash)
+        if pull is not None:
+            pull.follow(_plan(wanted), self._caps(wanted))
+            return
+        record = await self._desire(wanted, image)
+        if record.state not in (State.RESERVED, State.PULLING):
+            self.waiting.pop(wanted.infohash, None)
+            return
+        known = self._parts.torrents.info(image)
+        if known is None:
+            self._want_torrent(wanted.infohash)
+            if wanted.infohash not in self.waiting:
+                self._hold_back(
+                    wanted.infohash, NodeReason.WAITING_FOR_TORRENT, "no torrent yet", wanted
+                )
+            return
+        self.waiting.pop(wanted.infohash, None)
+        info, raw = known
+        pull = RunningPull(
+            image,
+            info,
+            raw,
+            parts=self._parts,
+            plan=_plan(wanted),
+            caps=self._caps(wanted),
+            deadline_s=self._deadline_s(wanted),
+        )
+        self.pulls[wanted.infohash] = pull
+        self._tasks[wanted.infohash] = asyncio.create_task(
+            self._pull(pull), name=f"pull {image.ref}"
+        )
+
+    async def _desire(self, wanted: DesiredImage, image: SiteImage) -> VolumeRecord:
+        cache = self._parts.cache
+        # A failed volume is tried again once for every rollout that asks for it.
+        tried = self._tried.get(wanted.infohash, "")
+        retry = tried != (wanted.rollout or "")
+        self._tried[wanted.infohash] = wanted.rollout or ""
+        return await asyncio.to_thread(
+            cache.desire,
+            ImageVersion(
+                infohash=image.infohash,
+                identifier=image.identifier,
+                version=image.version,
+                sha512=image.sha512,
+                size_bytes=image.size_bytes,
+                piece_bytes=image.piece_bytes,
+            ),
+            active=wanted.active,
+            pinned=wanted.pinned,
+            retry=retry,
+        )
+
+    async def _pull(self, pull: RunningPull) -> None:
+        infohash = pull.image.infohash
+        self._changed()
+        try:
+            transfer = await pull.run()
+            if transfer is not None:
+                self.seeding[infohash] = transfer
+        except (Conflict, NotReady) as error:
+            # Evicted or revoked under its feet: the record says which.
+            log.info("pull-overtaken", image=pull.image.ref, why=error.message)
+        except DistribError as error:
+            log.warning("pull-failed", image=pull.image.ref, code=error.code, why=error.message)
+            await asyncio.to_thread(
+                self._parts.cache.fail, infohash, NodeReason.STORAGE_FAILED, error.message
+            )
+        finally:
+            self.pulls.pop(infohash, None)
+            self._tasks.pop(infohash, None)
+            self._changed()
+
+    async def _seed_all(self) -> None:
+        for holding in self._parts.cache.snapshot().holdings:
+            record = holding.record
+            image = self._authority.image(record.infohash)
+            idle = record.infohash not in self.seeding and record.infohash not in self.pulls
+            if record.state is State.READY and image is not None and idle:
+                await self._seed(record, image)
+
+    async def _seed(self, record: VolumeRecord, image: SiteImage) -> None:
+        known = self._parts.torrents.with_layers(image) or self._parts.torrents.info(image)
+        if known is None:
+            self._want_torrent(record.infohash)
+            return
+        volume = await asyncio.to_thread(self._parts.cache.volume, record.infohash)
+        info, torrent = known
+        session = self._parts.sessions["pread"]
+        # Any backend can read a device; pread does it in its own threads.
+        transfer = session.add(info, torrent, volume.path.parent, seed=True)
+        transfer.limit(download_bps=0, upload_bps=self._own_caps.upload_bps)
+        self.seeding[record.infohash] = transfer
+
+    # -- details --------------------------------------------------------------------------------
+
+    def _hold_back(
+        self, infohash: str, reason: NodeReason, text: str, image: DesiredImage | None = None
+    ) -> None:
+        known = self.waiting.get(infohash)
+        image = image or (known.image if known else self._desired_image(infohash))
+        if image is None or (known and (known.reason, known.text) == (reason, text)):
+            return
+        self.waiting[infohash] = Waiting(image, reason, text, self._clock())
+
+    def _desired_image(self, infohash: str) -> DesiredImage | None:
+        desired = self._authority.desired
+        images: Iterable[DesiredImage] = desired.images if desired else ()
+        return next((image for image in images if image.infohash == infohash), None)
+
+    def _caps(self, wanted: DesiredImage) -> Caps:
+        return Caps(
+            download_bps=_stricter(wanted.caps.download_bps, self._own_caps.download_bps),
+            upload_bps=_stricter(wanted.caps.upload_bps, self._own_caps.upload_bps),
+        )
+
+    def _deadline_s(self, wanted: DesiredImage) -> float | None:
+        if wanted.deadline is None:
+            return None
+        left_s = (wanted.deadline - self._clock()).total_seconds()
+        return asyncio.get_running_loop().time() + left_s
+
+    async def _remove(self, transfer: Transfer) -> None:
+        for session in self._parts.sessions.values():
+            await session.remove(transfer)
+
+    async def _end_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for transfer in self.seeding.values():
+            await self._remove(transfer)
+
+
+def _plan(wanted: DesiredImage) -> Plan:
+    return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours)
+
+
+def _stricter(one_bps: int, other_bps: int) -> int:
+    """The lower of two caps, where 0 is none."""
+    return min(filter(None, (one_bps, other_bps)), default=0)

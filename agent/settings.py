@@ -1,0 +1,106 @@
+"""The settings of the agent: file, environment (``DISTRIB_AGENT_...``), flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from distrib.bus.mqtt import BusSettings
+from distrib.config import Section, Settings
+
+GIB = 1024**3
+DEFAULT_FILE = Path("/etc/distrib/agent.toml")
+
+
+class CacheSettings(Section):
+    """The block cache."""
+
+    store: Literal["file", "device"] = Field(
+        "file", description='where new volumes go: "file" or "device"'
+    )
+    directory: Path = Field(
+        Path("/var/lib/distrib/cache"), description="volumes and instances of the file store"
+    )
+    capacity_bytes: int = Field(
+        100 * GIB, ge=0, description="quota on own bytes of the file store, volumes and instances"
+    )
+    low_watermark: float = Field(
+        0.8, gt=0, le=1, description="share of the quota that an eviction goes down to"
+    )
+    devices: tuple[Path, ...] = Field(
+        (), description="block devices of the device store, one volume each"
+    )
+    cow_bytes: int = Field(
+        2 * GIB, ge=0, description="room that a job's instance may fill, unless it asks for other"
+    )
+
+
+class SwarmSettings(Section):
+    """BitTorrent."""
+
+    address: str = Field("0.0.0.0", description="address to listen on and connect from")  # noqa: S104
+    port: int = Field(6881, ge=1, le=65535, description="TCP port of the file store's session")
+    device_port: int = Field(6882, ge=1, le=65535, description="the same for block devices")
+    link_bps: int = Field(
+        125_000_000, gt=0, description="rate of the node's link, bytes per second: sizes buffers"
+    )
+    download_bps: int = Field(0, ge=0, description="cap of each pull, bytes per second; 0: none")
+    upload_bps: int = Field(0, ge=0, description="cap of what each image is served with; 0: none")
+
+
+class TrustSettings(Section):
+    """What the agent believes."""
+
+    ca_directory: Path = Field(
+        Path("/etc/distrib/trust"), description="the site's CA (HASH.0, *.pem) and CRLs (HASH.r0)"
+    )
+    max_age_s: float = Field(
+        72 * 3600, gt=0, description="age of the site list past which no new lease is given"
+    )
+    alarm_age_s: float = Field(6 * 3600, gt=0, description="age that is reported as an alarm")
+    clock_skew_s: int = Field(300, ge=0, le=3600, description="allowed difference of clocks")
+
+
+class LaunchSettings(Section):
+    """Virtual machines."""
+
+    libvirt_uri: str = Field("qemu:///system", description="libvirt's connection URI")
+    hypervisor: Literal["auto", "kvm", "qemu"] = Field(
+        "auto", description='"auto" takes KVM only where a guest really starts with it'
+    )
+    memory_mib: int = Field(1024, ge=64, description="guest memory unless the job asks for other")
+    vcpus: int = Field(1, ge=1, le=256, description="guest CPUs unless the job asks for other")
+    boot_limit_s: float = Field(300.0, gt=0, description="a guest silent for so long is ended")
+    wall_limit_s: float = Field(
+        7 * 86400.0, gt=0, description="a job that runs longer is ended, unless it asks for less"
+    )
+    site_context: Path | None = Field(
+        None, description="directory with the site's part of the context disc"
+    )
+
+
+class AgentSettings(Settings):
+    """Everything the agent can be told."""
+
+    ENV_PREFIX: ClassVar[str] = "DISTRIB_AGENT"
+
+    node: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$",
+        description="the node's name: the CN of its certificate",
+    )
+    state_dir: Path = Field(Path("/var/lib/distrib/agent"), description="the agent's own state")
+    socket: Path = Field(Path("/run/distrib/agent.sock"), description="the local socket")
+    admin_groups: tuple[str, ...] = Field(
+        (), description="groups whose members may do everything on the socket"
+    )
+    leases_per_user: int = Field(64, ge=1, description="leases that one user may hold at a time")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line that is written"
+    )
+    bus: BusSettings = BusSettings()
+    cache: CacheSettings = CacheSettings()
+    swarm: SwarmSettings = SwarmSettings()
+    trust: TrustSettings = TrustSettings()
+    launch: LaunchSettings = LaunchSettings()
