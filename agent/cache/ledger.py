@@ -105,7 +105,9 @@ class Ledger:
         self._record_files.delete(infohash)
         record = self.records.pop(infohash, None)
         if record is not None:
-            gone = replace(record, state=State.ABSENT, since=self.now(), reason=NodeReason.EVICTED)
+            gone = replace(
+                record, state=State.ABSENT, since=self.now(), reason=NodeReason.EVICTED, text=""
+            )
             self._announce(gone)
 
     def activate(self, record: VolumeRecord) -> VolumeRecord:
