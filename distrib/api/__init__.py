@@ -1,0 +1,1 @@
+"""The REST API of the head (docs/formats/api.md): thin routes over the services."""

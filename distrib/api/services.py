@@ -1,0 +1,61 @@
+"""What the routes stand on, and what they ask of the rollout service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from distrib.catalogue.catalogue import Catalogue
+from distrib.catalogue.clock import Clock, utc_now
+from distrib.db.session import Database
+
+Document = Mapping[str, Any]
+"""A JSON object as docs/formats/api.md describes it."""
+
+
+class RolloutService(Protocol):
+    """Rollouts, and what is known of nodes beside the inventory. Called in the event loop."""
+
+    async def start(self, request: Document, actor: str) -> Document:
+        """Accept ``{"image", "nodes", "download_bps"?, "deadline_s"?}``; the Rollout.
+
+        Raises NotFound for an unknown image or a selector that matches no online node,
+        OperatorError for a selector that cannot be read.
+        """
+        ...
+
+    async def list(self) -> list[Document]:
+        """Every rollout, newest first; the rows of nodes may be left out."""
+        ...
+
+    async def show(self, rollout: str) -> Document:
+        """One Rollout with its nodes. Raises NotFound."""
+        ...
+
+    def watch(self, rollout: str) -> AsyncIterator[Document]:
+        """The Rollout now and at each change, until it has ended. Raises NotFound at once."""
+        ...
+
+    async def abort(self, rollout: str, actor: str) -> Document:
+        """Nodes stop pulling. Raises NotFound, Conflict where it has ended."""
+        ...
+
+    async def node_view(self, name: str) -> Document:
+        """``{"online", "presence"?, "report"?}`` of a node, empty where it never spoke."""
+        ...
+
+    async def forget(self, name: str, actor: str) -> None:
+        """Take the node off the inventory and clear its retained topics. Raises NotFound."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """What ``create_app`` needs. ``node_changed`` is told whose inventory has changed."""
+
+    database: Database
+    catalogue: Catalogue
+    rollouts: RolloutService
+    clock: Clock = utc_now
+    node_changed: Callable[[str], None] = lambda _name: None

@@ -1,0 +1,84 @@
+"""All parts of the catalogue over one database and one state directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+
+from distrib.catalogue.approval import SUPERSEDE_GRACE, Approval
+from distrib.catalogue.clock import Clock, utc_now
+from distrib.catalogue.endorsers import Endorsers
+from distrib.catalogue.identity import SiteIdentity
+from distrib.catalogue.intake import Intake
+from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
+from distrib.catalogue.quarantine import Quarantine
+from distrib.catalogue.store import ImageStore
+from distrib.db.session import Database
+from distrib.trust.chain import TrustMaterial
+from distrib.trust.directory import load_trust_directory
+from distrib.trust.revocation import CrlPolicy
+from distrib.trust.sitelist import DEFAULT_MAX_AGE_S
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the API and the controller use."""
+
+    store: ImageStore
+    endorsers: Endorsers
+    intake: Intake
+    quarantine: Quarantine
+    approval: Approval
+    publisher: Publisher
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        database: Database,
+        state_dir: Path,
+        endorser_trust: Path,
+        identity: SiteIdentity,
+        site_trust: Callable[[], TrustMaterial] | None = None,
+        clock: Clock = utc_now,
+        crls: CrlPolicy = "require",
+        grace: timedelta = SUPERSEDE_GRACE,
+        max_age_s: float = DEFAULT_MAX_AGE_S,
+        resign_interval: timedelta = RESIGN_INTERVAL,
+        on_published: Callable[[bytes], None] | None = None,
+    ) -> Self:
+        """Make the folders and put in order what a crash left; publishes nothing yet.
+
+        ``endorser_trust`` is the directory of the endorsers' CAs and CRLs, read at every use;
+        ``site_trust`` gives the site's own CA, for the check of each list before it leaves.
+        """
+        store = ImageStore(state_dir)
+        store.prepare()
+        quarantine = Quarantine(database=database, store=store, clock=clock)
+        quarantine.recover()
+        return cls(
+            store=store,
+            endorsers=Endorsers(database, clock=clock),
+            intake=Intake(
+                database=database,
+                store=store,
+                trust=lambda: load_trust_directory(endorser_trust),
+                clock=clock,
+                crls=crls,
+            ),
+            quarantine=quarantine,
+            approval=Approval(database=database, store=store, clock=clock, grace=grace),
+            publisher=Publisher(
+                database=database,
+                store=store,
+                identity=identity,
+                clock=clock,
+                trust=site_trust,
+                max_age_s=max_age_s,
+                resign_interval=resign_interval,
+                on_published=on_published,
+            ),
+        )
