@@ -61,7 +61,7 @@ _ALIASES = {short.lower(): short for short in _SHORT_NAMES.values()} | {
 _TYPE = "|".join(sorted(_ALIASES, key=len, reverse=True)) + r"|\d+(?:\.\d+)+"
 # A host's certificate may be "/CN=host/wn1.example.org": a slash parts only where a type and "="
 # follow.
-_SLASH_PART = re.compile(rf"[/+](?=(?:{_TYPE})=)", re.IGNORECASE)
+_SLASH_PART = re.compile(rf"(?<!\\)[/+](?=(?:{_TYPE})=)", re.IGNORECASE)
 _ESCAPED_BYTES = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+")
 _MAX_CHARS = 2048
 
@@ -152,12 +152,13 @@ def _unescape_slash(value: str) -> str:
     def decode(match: re.Match[str]) -> str:
         return bytes.fromhex(match[0].replace("\\x", "")).decode("utf-8", "surrogateescape")
 
-    return _ESCAPED_BYTES.sub(decode, value)
+    # OpenSSL 3 writes "\/" and "\+" inside a value, older ones the bare character.
+    return _ESCAPED_BYTES.sub(decode, re.sub(r"\\([/+])", r"\1", value))
 
 
 def _escape_slash(value: str) -> str:
     # A value that reads like further attributes is written so that it cannot be taken for them.
-    value = _SLASH_PART.sub(lambda match: f"\\x{ord(match[0]):02X}", value)
+    value = _SLASH_PART.sub(lambda match: "\\" + match[0], value)
     return "".join(
         char
         if " " <= char <= "~"
