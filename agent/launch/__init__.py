@@ -1,0 +1,1 @@
+"""Launching a job in a guest: libvirt domain, context disc, supervision, run log."""

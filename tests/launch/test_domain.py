@@ -1,0 +1,140 @@
+"""The domain's XML: valid by libvirt's own schema, and what the launcher promises in it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from agent.launch.domain import (
+    CHANNELS,
+    NAMESPACE,
+    Disk,
+    DomainSpec,
+    Nic,
+    Owner,
+    owner_of,
+    to_xml,
+)
+from distrib.errors import ConfigInvalid
+
+RUN = PurePosixPath("/run/l-1")
+PLAIN = DomainSpec(
+    agent="wn001",
+    lease="l-5f1c0a",
+    accelerator="qemu",
+    memory_mib=2048,
+    vcpus=2,
+    root=Disk(PurePosixPath("/cache/root.qcow2"), "qcow2"),
+    context_iso=RUN / "context.iso",
+    console_log=RUN / "console.log",
+    channels=(RUN / "stdout", RUN / "stderr", RUN / "result"),
+)
+VARIANTS = {
+    "plain": PLAIN,
+    "kvm on a device, with scratch": replace(
+        PLAIN,
+        accelerator="kvm",
+        root=Disk(PurePosixPath("/dev/vg0/l-1"), "raw", block=True),
+        scratch=Disk(PurePosixPath("/dev/vg0/l-1-scratch"), "raw", block=True),
+    ),
+    "emulated disks, labels left alone": replace(
+        PLAIN,
+        root=Disk(PurePosixPath("/cache/root.raw"), "raw", bus="ide", relabel=False),
+        scratch=Disk(PurePosixPath("/cache/s.raw"), "raw", bus="ide", relabel=False),
+        unlabelled=True,
+    ),
+    "private network": replace(PLAIN, nic=Nic("network", "default")),
+    "public bridge": replace(
+        PLAIN, nic=Nic("bridge", "br0", model="e1000", mac="52:54:00:12:34:56")
+    ),
+}
+
+
+def _parse(spec: DomainSpec) -> ET.Element:
+    return ET.fromstring(to_xml(spec))  # noqa: S314
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_libvirts_schema_accepts_it(name: str, tmp_path: Path) -> None:
+    if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
+        pytest.skip("virt-xml-validate is not installed on this machine")
+    path = tmp_path / "domain.xml"
+    path.write_text(to_xml(VARIANTS[name]))
+    done = subprocess.run(
+        ["virt-xml-validate", path, "domain"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_way_to_stop_ends_the_domain() -> None:
+    domain = _parse(PLAIN)
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        assert domain.findtext(event) == "destroy"
+
+
+def test_a_guest_has_no_network_unless_it_is_asked_for() -> None:
+    assert _parse(PLAIN).find("devices/interface") is None
+    card = _parse(VARIANTS["public bridge"]).find("devices/interface")
+    assert card is not None
+    assert card.find("source[@bridge='br0']") is not None
+
+
+def test_a_device_goes_past_the_page_cache_and_a_full_disk_stops_the_guest() -> None:
+    drivers = _parse(VARIANTS["kvm on a device, with scratch"]).findall(
+        "devices/disk[@device='disk']/driver"
+    )
+    assert [(d.get("cache"), d.get("io"), d.get("type")) for d in drivers] == [
+        ("none", "native", "raw"),
+        ("none", "native", "raw"),
+    ]
+    for driver in drivers:
+        assert driver.get("error_policy") == "stop"
+
+
+def test_the_channels_have_the_names_that_guests_look_for() -> None:
+    targets = _parse(PLAIN).findall("devices/channel/target")
+    assert tuple(target.get("name") for target in targets) == CHANNELS
+
+
+def test_metadata_tells_whose_a_domain_is() -> None:
+    element = _parse(PLAIN).find(f"metadata/{{{NAMESPACE}}}launch")
+    assert element is not None
+    assert owner_of(ET.tostring(element, encoding="unicode")) == Owner("wn001", "l-5f1c0a")
+    assert owner_of("<launch agent='a'/>") is None
+    assert owner_of("<other agent='a' lease='l'/>") is None
+    assert owner_of("not xml") is None
+
+
+def test_the_uuid_is_known_before_the_domain_exists() -> None:
+    assert PLAIN.uuid == replace(PLAIN, memory_mib=64).uuid
+    assert PLAIN.uuid != replace(PLAIN, agent="wn002").uuid
+    assert PLAIN.uuid != replace(PLAIN, lease="l-2").uuid
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lease": "l/../x"},
+        {"lease": ""},
+        {"agent": "a b"},
+        {"memory_mib": 1},
+        {"vcpus": 0},
+        {"context_iso": PurePosixPath("context.iso")},
+        {"root": Disk(PurePosixPath("root.raw"), "raw")},
+    ],
+)
+def test_what_cannot_be_a_domain_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigInvalid):
+        replace(PLAIN, **fields)  # type: ignore[arg-type]
+
+
+def test_text_from_outside_stays_text() -> None:
+    path = PurePosixPath("/run/a'b\"<&>/root.raw")
+    source = _parse(replace(PLAIN, root=Disk(path, "raw"))).find("devices/disk/source")
+    assert source is not None
+    assert source.get("file") == str(path)
