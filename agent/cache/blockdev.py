@@ -55,14 +55,16 @@ def size_bytes(fd: int) -> int:
 
 
 def is_read_only(fd: int) -> bool:
-    """Whether the kernel refuses to open the device for writing."""
+    """Whether the kernel refuses writes to the device."""
     (flag,) = struct.unpack("i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
     return bool(flag)
 
 
 def set_read_only(device: Path, read_only: bool) -> None:
-    """Make the kernel refuse to open a device for writing, or allow it again, until the next
-    boot. Raises StorageFailed."""
+    """Make the kernel refuse writes to a device, or allow them again, until the next boot.
+
+    Depending on the kernel the opening for writing is refused (EACCES) or only the write (EPERM).
+    On a loop device the flag outlives the detaching. Raises StorageFailed."""
     fd = open_device(device)
     try:
         with durable.storage_errors("changing the read-only flag of", device):
