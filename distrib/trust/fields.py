@@ -46,6 +46,15 @@ class FieldReader:
             self._object = value
         else:
             self.fault(ReasonCode.FIELD_INVALID, "", "is not an object")
+            # That was the fault: that its fields are missing too goes without saying.
+            self.faults = []
+
+    def nested(self, key: str, where: str = "") -> FieldReader:
+        """A reader of the object under ``key``; where that is missing, only this is a fault."""
+        value = self.take(key)
+        if value is None:
+            return FieldReader({}, where or key, [])
+        return FieldReader(value, where or key, self.faults)
 
     def fault(self, code: ReasonCode, key: str, text: str) -> None:
         """Note that ``key`` of this object breaks a rule."""

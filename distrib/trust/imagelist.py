@@ -149,14 +149,12 @@ def _read_list(reader: FieldReader) -> ImageList | None:
         reader.fault(ReasonCode.FIELD_INVALID, "dc:date:expires", "is not after dc:date:created")
     identifier, version = reader.uuid("dc:identifier"), reader.version("hv:version")
     texts = {name: reader.text(key, required=False) for name, key in _LIST_TEXTS.items()}
-    wrapped = FieldReader(reader.take("hv:endorser"), "hv:endorser", reader.faults)
-    endorser = _read_endorser(FieldReader(wrapped.take("hv:x509"), "hv:x509", reader.faults))
+    endorser = _read_endorser(reader.nested("hv:endorser").nested("hv:x509"))
     images = []
     for number, entry in enumerate(reader.array("hv:images")):
-        holder = FieldReader(entry, f"image {number}", reader.faults)
-        images.append(
-            _read_image(FieldReader(holder.take("hv:image"), holder.where, reader.faults))
-        )
+        where = f"image {number}"
+        holder = FieldReader(entry, where, reader.faults)
+        images.append(_read_image(holder.nested("hv:image", where)))
     if created is None or expires is None:
         return None
     return ImageList(

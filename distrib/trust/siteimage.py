@@ -127,7 +127,7 @@ def read_site_image(image: Image, faults: list[Reason]) -> SiteImage:
         until=reader.time("distrib:until", required=False),
         aliases=_read_names(reader, "distrib:aliases", ALIAS_PATTERN),
         audience=_read_audience(reader),
-        origin=_read_origin(FieldReader(reader.take("distrib:origin"), reader.where, faults)),
+        origin=_read_origin(reader.nested("distrib:origin", f"{reader.where}: distrib:origin")),
     )
     return replace(entry, image=replace(image, extra=reader.rest()))
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distrib.errors import ExitStatus, TrustRefused
-from distrib.trust import mime
-from distrib.trust.imagelist import Endorser, ImageList
+from distrib.trust import cms, mime
+from distrib.trust.imagelist import Endorser, render_image_list
 from distrib.trust.names import slash_form
-from distrib.trust.signature import open_smime
+from distrib.trust.signature import open_smime, sign_smime
 from distrib.trust.testpki import Issued
 from distrib.trust.verify import AuthorisedEndorser, Expectation, Verdict, verify
 
-from .conftest import IMAGE_ID, LIST_ID, World, codes
+from .conftest import IMAGE_ID, LIST_ID, OpenSsl, World, codes, make_certificate
 
 OTHER_ID = "11111111-2222-4333-8444-555555555555"
 
@@ -171,8 +174,6 @@ def test_every_reason_is_told(world: World) -> None:
 
 
 def test_signed_nonsense_is_refused_for_what_it_is(world: World) -> None:
-    from distrib.trust.signature import sign_smime
-
     message = sign_smime(b"hello\n", world.endorser.certificate, world.endorser.key)
     verdict = judge(world, message)
     assert codes(verdict.reasons) == ["message-malformed"]
@@ -240,4 +241,22 @@ def test_no_mutated_message_is_accepted_with_other_content(
 def test_a_list_is_frozen(world: World) -> None:
     with pytest.raises(AttributeError):
         judge(world).require().version = "9"  # type: ignore[misc]
-    assert isinstance(judge(world).image_list, ImageList)
+
+
+def test_a_signer_whose_certificate_may_not_sign(
+    world: World, openssl: OpenSsl, tmp_path: Path
+) -> None:
+    """Other tools sign with it all the same."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    usage = x509.KeyUsage(
+        digital_signature=False, key_encipherment=True, content_commitment=False,
+        data_encipherment=False, key_agreement=False, key_cert_sign=False, crl_sign=False,
+        encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    host = make_certificate("Host", key, world.experiment, extensions=(usage,))
+    issued = Issued(host, key, tmp_path / "host.pem", tmp_path / "host.key")
+    content = render_image_list(world.image_list(issued))
+    der = cms.make_cms(mime.crlf(content), host, key)
+    message = mime.join_signed(mime.crlf(content), der, boundary="part", micalg="sha-512")
+    assert codes(judge(world, message, Expectation()).reasons) == ["key-usage"]
+    assert openssl("cms", "-verify", "-noverify", stdin=message) == mime.crlf(content)
