@@ -124,6 +124,14 @@ class Puller:
             await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
         self._changed()
 
+    def node_at(self, infohash: str, address: str) -> str | None:
+        """The name of a peer of ours, as the relay plan calls the one at this address."""
+        image = self._desired_image(infohash)
+        if image is None:
+            return None
+        peers = (*image.parents, *image.fallbacks, *image.neighbours)
+        return next((peer.node for peer in peers if peer.address == address), None)
+
     async def let_go(self, infohash: str) -> None:
         """Stop serving a volume, so that it can be repaired or evicted."""
         transfer = self.seeding.pop(infohash, None)
@@ -157,7 +165,8 @@ class Puller:
         for holding in cache.snapshot().holdings:
             record = holding.record
             listed = self._authority.image(record.infohash) is not None
-            if not listed and record.state is not State.BLOCKED:
+            blocked = record.state is State.BLOCKED or record.reason is NodeReason.REVOKED
+            if not listed and not blocked:
                 await self.cancel(record.infohash, NodeReason.REVOKED, "not on the site list")
                 await self.let_go(record.infohash)
                 await asyncio.to_thread(cache.block, record.infohash, "not on the site list")
@@ -265,8 +274,8 @@ class Puller:
             return
         volume = await asyncio.to_thread(self._parts.cache.volume, record.infohash)
         info, torrent = known
-        session = self._parts.sessions["pread"]
-        # Any backend can read a device; pread does it in its own threads.
+        # On the port where it was served while it came.
+        session = self._parts.sessions["posix" if volume.block else "pread"]
         transfer = session.add(info, torrent, volume.path.parent, seed=True)
         transfer.limit(download_bps=0, upload_bps=self._own_caps.upload_bps)
         self.seeding[record.infohash] = transfer

@@ -10,7 +10,6 @@ Every error that reaches a person, a log, MQTT or the API is one of these. Each 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
 
 
 class ExitStatus(IntEnum):
@@ -31,8 +30,8 @@ class ExitStatus(IntEnum):
 class DistribError(Exception):
     """Base class. ``message`` says what and where; ``hint`` says what to do."""
 
-    code: ClassVar[str] = "bug"
-    exit_status: ClassVar[ExitStatus] = ExitStatus.BUG
+    code: str = "bug"
+    exit_status: ExitStatus = ExitStatus.BUG
 
     def __init__(self, message: str, *, hint: str = "", **ids: str | int) -> None:
         super().__init__(message)

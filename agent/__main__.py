@@ -1,0 +1,5 @@
+"""``python -m agent``."""
+
+from agent.cli.main import main
+
+main()

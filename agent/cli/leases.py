@@ -1,0 +1,104 @@
+"""``distrib-agent lease``, ``release``, ``leases``, ``pin``, ``unpin``."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.socket.client import ask
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
+
+
+@click.command()
+@click.argument("image")
+@click.option("--for", "for_s", type=float, metavar="SECONDS", help="Lease for a time.")
+@click.option(
+    "--pid", type=int, help="Lease for the life of this process.  [default: the caller's parent]"
+)
+@click.option("--cow-mib", type=int, help="Room that the instance may fill.")
+@click.option("--scratch-mib", type=int, help="Size of a scratch disk.  [default: none]")
+@_json
+@click.pass_obj
+def lease(
+    socket: Path,
+    image: str,
+    for_s: float | None,
+    pid: int | None,
+    cow_mib: int | None,
+    scratch_mib: int | None,
+    as_json: bool,
+) -> None:
+    """Give a writable instance of IMAGE (ALIAS or UUID, optionally @VERSION).
+
+    It lives as long as its holder: by default the process that called this command.
+    """
+    holder: dict[str, Any] = {"kind": "process", "pid": pid or os.getppid()}
+    if for_s is not None:
+        until = datetime.now(UTC) + timedelta(seconds=for_s)
+        holder = {"kind": "time", "until": until.isoformat()}
+    answer = ask(
+        socket,
+        "lease",
+        image=image,
+        holder=holder,
+        cow_bytes=cow_mib << 20 if cow_mib else None,
+        scratch_bytes=scratch_mib << 20 if scratch_mib else None,
+    )
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    scratch = f" scratch {answer['scratch']}" if answer["scratch"] else ""
+    click.echo(f"{answer['lease']} {answer['format']} {answer['device']}{scratch}")
+
+
+@click.command()
+@click.argument("lease_id", metavar="LEASE")
+@_json
+@click.pass_obj
+def release(socket: Path, lease_id: str, as_json: bool) -> None:
+    """Give LEASE back; its instance is removed."""
+    answer = ask(socket, "release", lease=lease_id)
+    click.echo(json.dumps(answer, indent=2) if as_json else f"released {answer['released']}")
+
+
+@click.command()
+@_json
+@click.pass_obj
+def leases(socket: Path, as_json: bool) -> None:
+    """Your leases; all of them for an administrator."""
+    answer = ask(socket, "leases")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    for one in answer["leases"]:
+        click.echo(f"{one['lease']} {one['image']} {one['user']} {one['since']} {one['device']}")
+
+
+@click.command()
+@click.argument("image")
+@_json
+@click.pass_obj
+def pin(socket: Path, image: str, as_json: bool) -> None:
+    """Keep IMAGE, whatever room is needed."""
+    _pin(socket, "pin", image, as_json)
+
+
+@click.command()
+@click.argument("image")
+@_json
+@click.pass_obj
+def unpin(socket: Path, image: str, as_json: bool) -> None:
+    """Let IMAGE go when room is needed."""
+    _pin(socket, "unpin", image, as_json)
+
+
+def _pin(socket: Path, op: str, image: str, as_json: bool) -> None:
+    answer = ask(socket, op, image=image)
+    word = "pinned" if answer["pinned"] else "not pinned"
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{answer['image']} {word}")

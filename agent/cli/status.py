@@ -1,0 +1,68 @@
+"""``distrib-agent status`` and ``verify``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent.socket.client import ask
+from distrib.command import printable
+from distrib.errors import ImageError
+
+VERIFY_LIMIT_S = 3600.0
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
+@click.pass_obj
+def status(socket: Path, as_json: bool) -> None:
+    """What this node holds and does."""
+    answer = ask(socket, "status")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    report = answer["report"]
+    age_s = answer["site_list_age_s"]
+    trust = "no site list" if age_s is None else f"site list {age_s / 60:.0f} min old"
+    leasable = "" if answer["leasable"] else ", NO NEW LEASES"
+    click.echo(
+        f"{report['node']}: agent {answer['version']}, {trust}{leasable},"
+        f" cache {_mib(report['used_bytes'])} of {_mib(report['capacity_bytes'])} MiB"
+    )
+    for image in report["images"]:
+        click.echo(_line(image))
+
+
+@click.command()
+@click.argument("image")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
+@click.pass_obj
+def verify(socket: Path, image: str, as_json: bool) -> None:
+    """Read IMAGE from the disk again and compare every piece; bad ones are fetched again."""
+    answer = ask(socket, "verify", image=image, timeout_s=VERIFY_LIMIT_S)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    if not answer["good"]:
+        raise ImageError(
+            f"image {answer['image']}: {answer['bad_pieces']} pieces are bad on this disk",
+            hint="they are fetched again; see `distrib-agent status`, and look at the disk",
+        )
+    if not as_json:
+        click.echo(f"{answer['image']}: every piece is good")
+
+
+def _line(image: dict[str, Any]) -> str:
+    share = f"{100 * image['bytes_done'] // max(image['bytes_total'], 1)} %"
+    flags = " active" if image["active"] else ""
+    why = f" {image['reason']}: {printable(image['text'])}" if image.get("reason") else ""
+    return (
+        f"  {image['identifier']}@{image['version']} {image['state']} {share}"
+        f" leases {image['leases']}{flags}{why}"
+    )
+
+
+def _mib(size_bytes: int) -> int:
+    return size_bytes >> 20

@@ -1,0 +1,335 @@
+"""The agent: its parts put together, started in order and ended in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+
+import structlog
+
+from agent import __version__
+from agent.authority import Authority
+from agent.cache.cache import Cache
+from agent.cache.device import DeviceStore
+from agent.cache.file import FileStore
+from agent.cache.holders import current_boot_id
+from agent.cache.records import VolumeRecord
+from agent.cache.store import Store
+from agent.launching import Launcher
+from agent.operations import Operations
+from agent.pull.machine import ParentLost as ParentGone
+from agent.pull.resume import ResumeFiles
+from agent.pull.running import PullParts
+from agent.pull.torrents import TorrentFiles
+from agent.puller import Puller
+from agent.reporter import Reporter
+from agent.settings import AgentSettings
+from agent.socket.server import SocketServer
+from agent.systemd import notify, watchdog_interval_s
+from distrib.bus.messages import Caps, EventKind, ParentLost, Presence, State, encode
+from distrib.bus.mqtt import Bus, Publication
+from distrib.bus.topics import Topics
+from distrib.errors import DistribError
+from distrib.swarm.profile import Link, lan_profile
+from distrib.swarm.session import Backend, SwarmSession
+from distrib.trust.directory import load_trust_directory
+
+log = structlog.get_logger(__name__)
+
+REAP_INTERVAL_S = 60.0
+
+_EVENTS = {
+    State.READY: EventKind.READY,
+    State.FAILED: EventKind.FAILED,
+    State.BLOCKED: EventKind.BLOCKED,
+    State.ABSENT: EventKind.EVICTED,
+}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Agent:
+    """One node's agent. ``run`` until ``stop`` is set."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._boot_id = current_boot_id()
+        self._topics = Topics(settings.bus.prefix)
+        self._states: dict[str, State] = {}
+        self._torrent_topics: set[str] = set()
+        self._sessions = self._make_sessions()
+        self._authority = Authority(
+            settings.state_dir,
+            node=settings.node,
+            trust=load_trust_directory(settings.trust.ca_directory),
+            max_age_s=settings.trust.max_age_s,
+            clock_skew_s=settings.trust.clock_skew_s,
+            clock=utc_now,
+        )
+        self._cache = Cache(
+            state_dir=settings.state_dir,
+            stores=self._make_stores(),
+            clock=utc_now,
+            low_watermark=settings.cache.low_watermark,
+            on_change=self._on_record,
+        )
+        self._torrents = TorrentFiles(settings.state_dir / "torrents")
+        self._bus = Bus(
+            settings.bus,
+            client_id=settings.node,
+            will=Publication(
+                self._topics.node(settings.node, "presence"),
+                encode(Presence(node=settings.node, online=False)),
+                qos=1,
+                retain=True,
+            ),
+            on_connect=self._on_connect,
+        )
+        self._reporter = Reporter(
+            settings.node,
+            self._boot_id,
+            bus=self._bus,
+            cache=self._cache,
+            authority=self._authority,
+            puller=lambda: self._puller,
+            clock=utc_now,
+        )
+        self._puller = Puller(
+            PullParts(
+                cache=self._cache,
+                sessions=dict(self._sessions),
+                torrents=self._torrents,
+                resume=ResumeFiles(settings.state_dir / "resume"),
+                on_parent_lost=self._on_parent_lost,
+            ),
+            self._authority,
+            own_caps=Caps(
+                download_bps=settings.swarm.download_bps, upload_bps=settings.swarm.upload_bps
+            ),
+            want_torrent=self._want_torrent,
+            changed=self._reporter.changed,
+            clock=utc_now,
+        )
+        self._launcher = Launcher(settings, sha512_of=self._sha512_of, clock=utc_now)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._orders: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``; then end pulls and seeding, and say goodbye on the bus."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._authority.load)
+        found = await asyncio.to_thread(self._cache.recover)
+        for fault in found.corrupt:
+            log.warning("state-corrupt", why=fault.message, hint=fault.hint)
+        for lease in found.dropped_leases:
+            log.info("lease-dropped", lease=lease.lease, image=lease.image)
+        operations = Operations(
+            self._settings,
+            boot_id=self._boot_id,
+            authority=self._authority,
+            cache=self._cache,
+            puller=self._puller,
+            torrents=self._torrents,
+            launcher=self._launcher,
+            reporter=self._reporter,
+            clock=utc_now,
+        )
+        server = SocketServer(
+            self._settings.socket,
+            operations.table,
+            admin_groups=frozenset(self._settings.admin_groups),
+        )
+        self._subscribe()
+        async with contextlib.AsyncExitStack() as stack:
+            for session in self._sessions.values():
+                await stack.enter_async_context(session.running())
+            await stack.enter_async_context(self._bus.running())
+            await stack.enter_async_context(self._tasks())
+            await stack.enter_async_context(server.running())
+            self._puller.wake()
+            notify("READY=1")
+            log.info("agent-ready", node=self._settings.node, version=__version__)
+            await stop.wait()
+            notify("STOPPING=1")
+            log.info("agent-stopping", node=self._settings.node)
+        await self._launcher.close()
+
+    @contextlib.asynccontextmanager
+    async def _tasks(self) -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._puller.run(), name="puller"),
+                group.create_task(self._reporter.run(), name="reporter"),
+                group.create_task(self._reap(), name="reap leases"),
+                group.create_task(self._watchdog(), name="watchdog"),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                self._publish_presence(online=False)
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _make_sessions(self) -> dict[Backend, SwarmSession]:
+        swarm = self._settings.swarm
+        ports: dict[Backend, int] = {"pread": swarm.port}
+        if self._settings.cache.devices:
+            ports["posix"] = swarm.device_port
+        return {
+            backend: SwarmSession(
+                lan_profile(address=swarm.address, port=port, link=Link(swarm.link_bps)),
+                backend=backend,
+            )
+            for backend, port in ports.items()
+        }
+
+    def _make_stores(self) -> list[Store]:
+        cache = self._settings.cache
+        stores: list[Store] = [FileStore(cache.directory, cache.capacity_bytes)]
+        if cache.devices:
+            stores.append(
+                DeviceStore(
+                    cache.devices,
+                    self._settings.state_dir / "devices",
+                    instances_dir=cache.directory / "device-instances",
+                    instances_capacity_bytes=cache.capacity_bytes,
+                )
+            )
+        stores.sort(key=lambda store: store.name != cache.store)
+        return stores
+
+    def _subscribe(self) -> None:
+        node = self._settings.node
+        self._bus.subscribe(self._topics.crl, self._on_crl)
+        self._bus.subscribe(self._topics.site_list, self._on_site_list)
+        self._bus.subscribe(self._topics.node(node, "desired"), self._on_desired)
+        self._bus.subscribe(self._topics.node(node, "orders"), self._on_orders)
+
+    def _want_torrent(self, infohash: str) -> None:
+        if infohash not in self._torrent_topics:
+            self._torrent_topics.add(infohash)
+            self._bus.subscribe(self._topics.torrent(infohash), self._on_torrent)
+
+    # -- what arrives ---------------------------------------------------------------------------
+
+    def _on_connect(self) -> None:
+        self._publish_presence(online=True)
+        self._reporter.publish()
+
+    def _on_crl(self, topic: str, payload: bytes) -> None:
+        with self._refusals(topic):
+            if payload and self._authority.offer_crl(payload):
+                self._puller.wake()
+
+    def _on_site_list(self, topic: str, payload: bytes) -> None:
+        with self._refusals(topic):
+            if payload and self._authority.offer_site_list(payload):
+                log.info("site-list-accepted")
+                self._puller.wake()
+
+    def _on_desired(self, topic: str, payload: bytes) -> None:
+        # Empty means no new orders, never eviction.
+        with self._refusals(topic):
+            if payload:
+                self._authority.offer_desired(payload)
+                self._puller.wake()
+
+    def _on_orders(self, topic: str, payload: bytes) -> None:
+        with self._refusals(topic):
+            if payload:
+                orders = self._authority.offer_orders(payload)
+                task = asyncio.create_task(self._puller.obey(orders), name="orders")
+                self._orders.add(task)
+                task.add_done_callback(self._orders.discard)
+
+    def _on_torrent(self, topic: str, payload: bytes) -> None:
+        with self._refusals(topic):
+            if payload:
+                self._puller.offer_torrent(topic.rpartition("/")[2], payload)
+
+    @contextlib.contextmanager
+    def _refusals(self, topic: str) -> Iterator[None]:
+        try:
+            yield
+        except DistribError as error:
+            log.warning("refused", topic=topic, code=error.code, why=error.message)
+            self._reporter.changed()
+
+    def _on_record(self, record: VolumeRecord) -> None:
+        """Called by the cache in whatever thread changed a record."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell_record, record)
+
+    def _tell_record(self, record: VolumeRecord) -> None:
+        kind = _EVENTS.get(record.state)
+        if kind is not None and self._states.get(record.infohash) != record.state:
+            self._reporter.event(
+                kind,
+                identifier=record.identifier,
+                version=record.version,
+                reason=record.reason,
+                text=record.text,
+            )
+        self._states[record.infohash] = record.state
+        self._reporter.changed()
+
+    def _on_parent_lost(self, infohash: str, lost: ParentGone) -> None:
+        self._reporter.request(
+            ParentLost(
+                infohash=infohash,
+                parent=lost.parent.node,
+                now_from=lost.now_from.node if lost.now_from else None,
+            )
+        )
+
+    # -- the agent's own ------------------------------------------------------------------------
+
+    def _publish_presence(self, *, online: bool) -> None:
+        snapshot = self._cache.snapshot()
+        presence = Presence(
+            node=self._settings.node,
+            online=online,
+            agent_version=__version__,
+            boot_id=self._boot_id,
+            swarm_port=self._swarm_port,
+            cache_bytes=snapshot.capacity_bytes,
+            cache_used_bytes=snapshot.used_bytes,
+            sent_at=utc_now(),
+        )
+        topic = self._topics.node(self._settings.node, "presence")
+        self._bus.retain(topic, encode(presence))
+
+    @property
+    def _swarm_port(self) -> int:
+        """Where the images of the default store are served."""
+        swarm = self._settings.swarm
+        return swarm.device_port if self._settings.cache.store == "device" else swarm.port
+
+    def _sha512_of(self, infohash: str) -> str:
+        record = self._cache.record(infohash)
+        return record.sha512 if record else ""
+
+    async def _reap(self) -> None:
+        """End leases with their holders, and what a crash left of launches."""
+        while True:
+            for lease in await asyncio.to_thread(self._cache.reap_dead_leases):
+                log.info("lease-reaped", lease=lease.lease, image=lease.image, user=lease.user)
+                self._reporter.changed()
+            keep = {lease.lease for lease in self._cache.leases()}
+            try:
+                await self._launcher.end_orphans(keep)
+            except DistribError as error:
+                log.warning("orphans-not-checked", code=error.code, why=error.message)
+            await asyncio.sleep(REAP_INTERVAL_S)
+
+    async def _watchdog(self) -> None:
+        interval_s = watchdog_interval_s()
+        while interval_s is not None:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(interval_s)

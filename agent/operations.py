@@ -1,0 +1,305 @@
+"""What may be asked of the agent over its socket (docs/formats/socket.md), and by whom."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import os
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent import __version__
+from agent.authority import Authority
+from agent.cache.cache import Cache
+from agent.cache.holders import (
+    Holder,
+    JobHolder,
+    ProcessHolder,
+    holder_of_pid,
+    parse_holder,
+)
+from agent.cache.leases import Lease
+from agent.cache.records import VolumeRecord
+from agent.launching import Job, Launcher
+from agent.pull.torrents import TorrentFiles
+from agent.puller import Puller
+from agent.reporter import Reporter
+from agent.settings import AgentSettings
+from agent.socket.caller import Caller, owner_of_process
+from agent.socket.server import Args, Operation, Send
+from distrib.bus.messages import EventKind, State, describe
+from distrib.errors import (
+    Forbidden,
+    MessageInvalid,
+    NotFound,
+    NotReady,
+    OperatorError,
+    SiteListStale,
+)
+from distrib.swarm.pieces import check_volume
+from distrib.trust.sitelist import SiteImage, parse_image_ref
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Image(_Args):
+    image: Annotated[str, Field(max_length=200)]
+
+
+class _Lease(_Image):
+    holder: dict[str, Any] | None = None
+    cow_bytes: Annotated[int, Field(gt=0)] | None = None
+    scratch_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class _Release(_Args):
+    lease: Annotated[str, Field(max_length=100)]
+
+
+class _Launch(_Image):
+    script: Annotated[str, Field(max_length=900_000)]
+    args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
+    env: dict[str, str] = {}
+    memory_mib: Annotated[int, Field(ge=64, le=1 << 24)] | None = None
+    vcpus: Annotated[int, Field(ge=1, le=1024)] | None = None
+    wall_limit_s: Annotated[float, Field(gt=0)] | None = None
+
+
+A = TypeVar("A", bound=_Args)
+
+
+class Operations:
+    """The operations by name: ``table`` is what the socket serves."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        boot_id: str,
+        authority: Authority,
+        cache: Cache,
+        puller: Puller,
+        torrents: TorrentFiles,
+        launcher: Launcher,
+        reporter: Reporter,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._settings = settings
+        self._boot_id = boot_id
+        self._authority = authority
+        self._cache = cache
+        self._puller = puller
+        self._torrents = torrents
+        self._launcher = launcher
+        self._reporter = reporter
+        self._clock = clock
+        self.table: dict[str, Operation] = {
+            "status": self._status,
+            "leases": self._leases,
+            "lease": self._lease,
+            "release": self._release,
+            "launch": self._launch,
+            "pin": self._pin,
+            "unpin": self._unpin,
+            "verify": self._verify,
+        }
+
+    async def _status(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        _parse(_Args, args)
+        site_list = self._authority.site_list
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "site_list_age_s": self._authority.list_age_s,
+            "site": site_list.site if site_list else None,
+            "leasable": self._leasable(),
+            "alarm": (self._authority.list_age_s or 0) > self._settings.trust.alarm_age_s,
+            "report": self._reporter.report().model_dump(mode="json"),
+        }
+
+    def _leasable(self) -> bool:
+        try:
+            self._authority.require_leasable()
+        except (NotReady, SiteListStale):
+            return False
+        return True
+
+    async def _leases(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        _parse(_Args, args)
+        mine = [x for x in self._cache.leases() if caller.admin or x.user == caller.user]
+        return {"leases": [lease.as_dict() for lease in mine]}
+
+    async def _lease(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        request = _parse(_Lease, args)
+        lease = await self._give(
+            caller,
+            request.image,
+            self._holder(caller, request.holder),
+            cow_bytes=request.cow_bytes,
+            scratch_bytes=request.scratch_bytes,
+        )
+        return lease.as_dict()
+
+    async def _release(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        wanted = _parse(_Release, args).lease
+        lease = next((x for x in self._cache.leases() if x.lease == wanted), None)
+        if lease is None or not (caller.admin or lease.user == caller.user):
+            raise NotFound(f"no lease {wanted} of yours", hint="see `distrib-agent leases`")
+        await self._take_back(lease)
+        return {"released": lease.lease}
+
+    async def _launch(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        request = _parse(_Launch, args)
+        try:
+            script = base64.b64decode(request.script, validate=True)
+        except binascii.Error:
+            raise MessageInvalid("launch: script is not base64", hint="see socket.md") from None
+        job = Job(
+            script=script,
+            args=request.args,
+            environment=request.env,
+            memory_mib=request.memory_mib,
+            vcpus=request.vcpus,
+            wall_limit_s=request.wall_limit_s,
+        )
+        lease = await self._give(caller, request.image, holder_of_pid(caller.pid))
+        self._reporter.event(EventKind.LAUNCHED, lease=lease.lease, user=lease.user)
+        try:
+            result = await self._launcher.launch(lease, job, send)
+        finally:
+            self._reporter.event(EventKind.ENDED, lease=lease.lease, user=lease.user)
+            await asyncio.shield(self._take_back(lease))
+        return {"exit": result.exit_status, "phases": result.phases, "image": lease.image}
+
+    async def _pin(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        return await self._set_pinned(caller, args, pinned=True)
+
+    async def _unpin(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        return await self._set_pinned(caller, args, pinned=False)
+
+    async def _set_pinned(self, caller: Caller, args: Args, *, pinned: bool) -> dict[str, object]:
+        caller.require_admin("pin" if pinned else "unpin")
+        record, _ = self._resolve(_parse(_Image, args).image)
+        change = self._cache.pin if pinned else self._cache.unpin
+        await asyncio.to_thread(change, record.infohash)
+        return {"image": record.image, "pinned": pinned}
+
+    async def _verify(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        caller.require_admin("verify")
+        record, image = self._resolve(_parse(_Image, args).image)
+        if record.state is not State.READY:
+            raise NotReady(f"image {record.image} is {record.state}", hint="wait until it is ready")
+        known = self._torrents.with_layers(image)
+        if known is None:
+            raise NotReady(f"image {record.image}: no piece hashes here", hint="pull it again")
+        info, torrent = known
+        volume = await asyncio.to_thread(self._cache.volume, record.infohash)
+
+        def bad_pieces() -> list[int]:
+            with volume.path.open("rb") as file:
+                found = check_volume(file.fileno(), torrent, info)
+                return [index for index, good in enumerate(found) if not good]
+
+        bad = await asyncio.to_thread(bad_pieces)
+        if bad and not self._cache.leases(record.infohash):
+            await self._puller.let_go(record.infohash)
+            await asyncio.to_thread(self._cache.repair, record.infohash)
+            self._puller.wake()
+        return {"image": record.image, "good": not bad, "bad_pieces": len(bad)}
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _resolve(self, text: str) -> tuple[VolumeRecord, SiteImage]:
+        """The record and the site's entry that IMAGE means on this node."""
+        site_list = self._authority.site_list
+        if site_list is None:
+            raise NotReady("no site list yet", hint="is the broker reachable?")
+        ref = parse_image_ref(text)
+        found = site_list.find(ref)
+        if not found:
+            raise NotFound(
+                f"image {text}: the site list approves no such image",
+                hint="it was never approved, or was revoked",
+                image=text,
+            )
+        record = self._cache.resolve(found[0].identifier, ref.version)
+        image = self._authority.image(record.infohash)
+        if image is None:
+            raise NotFound(f"image {record.image} is not on the site list", hint="it was revoked")
+        return record, image
+
+    async def _give(
+        self,
+        caller: Caller,
+        image_ref: str,
+        holder: Holder,
+        *,
+        cow_bytes: int | None = None,
+        scratch_bytes: int = 0,
+    ) -> Lease:
+        self._authority.require_leasable()
+        record, image = self._resolve(image_ref)
+        if not (caller.admin or image.admits(caller.user)):
+            raise Forbidden(
+                f"image {record.image} is not for user {caller.user}",
+                hint="the site decides its audience",
+                image=record.image,
+            )
+        held = sum(lease.user == caller.user for lease in self._cache.leases())
+        if not caller.admin and held >= self._settings.leases_per_user:
+            raise Forbidden(
+                f"user {caller.user} holds {held} leases", hint="release some (leases_per_user)"
+            )
+        lease = await asyncio.to_thread(
+            self._cache.lease,
+            record.infohash,
+            holder=holder,
+            user=caller.user,
+            cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
+            scratch_bytes=scratch_bytes,
+        )
+        self._tell(EventKind.LEASED, lease)
+        return lease
+
+    async def _take_back(self, lease: Lease) -> None:
+        try:
+            await asyncio.to_thread(self._cache.release, lease.lease)
+        except NotFound:
+            return
+        self._tell(EventKind.RELEASED, lease)
+
+    def _tell(self, kind: EventKind, lease: Lease) -> None:
+        identifier, _, version = lease.image.partition("@")
+        self._reporter.event(
+            kind, identifier=identifier, version=version, lease=lease.lease, user=lease.user
+        )
+        self._reporter.changed()
+
+    def _holder(self, caller: Caller, given: dict[str, Any] | None) -> Holder:
+        if given is None:
+            return holder_of_pid(caller.pid)
+        if given.get("kind") == "process" and set(given) == {"kind", "pid"}:
+            holder: Holder = holder_of_pid(int(given["pid"]))
+        else:
+            holder = parse_holder(given)
+        if isinstance(holder, JobHolder):
+            caller.require_admin("a lease for a job")
+        foreign = isinstance(holder, ProcessHolder) and owner_of_process(holder.pid) != caller.uid
+        if foreign and not caller.admin:
+            raise Forbidden("the holder is another user's process", hint="name one of yours")
+        return holder
+
+
+def _parse(model: type[A], args: Args) -> A:
+    try:
+        return model.model_validate(args)
+    except ValidationError as error:
+        raise OperatorError(
+            f"socket: {describe(error)}", hint="see docs/formats/socket.md"
+        ) from None

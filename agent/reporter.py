@@ -1,0 +1,168 @@
+"""What the node tells the site: reports of its state, and events for the audit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from agent.authority import Authority
+from agent.cache.cache import Cache
+from agent.cache.snapshot import Holding
+from agent.puller import Puller, Waiting
+from distrib.bus.messages import (
+    BadPeer,
+    Event,
+    EventKind,
+    ImageReport,
+    NodeReason,
+    Report,
+    Request,
+    RequestBody,
+    State,
+    encode,
+)
+from distrib.bus.mqtt import Bus
+
+SPACING_S = 0.1
+"""Changes that follow each other closely go out as one report."""
+
+DEFAULT_INTERVAL_S = 2.0
+
+
+class Reporter:
+    """Publishes the report on every change, and at intervals while something moves."""
+
+    def __init__(
+        self,
+        node: str,
+        boot_id: str,
+        *,
+        bus: Bus,
+        cache: Cache,
+        authority: Authority,
+        puller: Callable[[], Puller],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._node = node
+        self._boot_id = boot_id
+        self._bus = bus
+        self._cache = cache
+        self._authority = authority
+        self._puller = puller
+        self._clock = clock
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Something that a report says has changed. From the loop's thread only."""
+        self._changed.set()
+
+    def event(self, kind: EventKind, **fields: Any) -> None:
+        """Tell the audit; repeats of an id are harmless."""
+        event = Event(node=self._node, id=uuid.uuid4().hex, at=self._clock(), kind=kind, **fields)
+        self._bus.send(self._bus.topics.node(self._node, "event"), encode(event))
+
+    def request(self, body: RequestBody) -> None:
+        """Ask the controller for something."""
+        request = Request(node=self._node, sent_at=self._clock(), request=body)
+        self._bus.send(self._bus.topics.node(self._node, "request"), encode(request))
+
+    async def run(self) -> None:
+        """Report until cancelled."""
+        while True:
+            desired = self._authority.desired
+            interval_s = desired.report_interval_s if desired else DEFAULT_INTERVAL_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._changed.wait()
+            if self._changed.is_set() or self._puller().pulls:
+                self._changed.clear()
+                self.publish()
+                await asyncio.sleep(SPACING_S)
+
+    def publish(self) -> None:
+        """Report now."""
+        self._bus.retain(self._bus.topics.node(self._node, "report"), encode(self.report()), qos=0)
+
+    def report(self) -> Report:
+        """The state of the node as it is told to the site and to local callers."""
+        snapshot = self._cache.snapshot()
+        images = [self._image(holding) for holding in snapshot.holdings]
+        held = {image.infohash for image in images}
+        waiting = self._puller().waiting
+        images += [_waiting(one) for key, one in waiting.items() if key not in held]
+        site_list = self._authority.site_list
+        return Report(
+            node=self._node,
+            boot_id=self._boot_id,
+            sent_at=self._clock(),
+            generation=self._authority.generation,
+            site_list_version=site_list.version if site_list else "",
+            refused=dict(self._authority.refused),
+            capacity_bytes=snapshot.capacity_bytes,
+            used_bytes=snapshot.used_bytes,
+            images=tuple(images),
+        )
+
+    def _image(self, holding: Holding) -> ImageReport:
+        record = holding.record
+        moving: dict[str, Any] = {
+            "bytes_done": record.size_bytes if record.state is State.READY else 0,
+            "fetched_bytes": record.fetched_bytes,
+            "wasted_bytes": record.wasted_bytes,
+            "reason": record.reason,
+            "text": record.text,
+        }
+        puller = self._puller()
+        running = puller.pulls.get(record.infohash)
+        pull = running.pull if running else None
+        transfer = pull.transfer if pull else puller.seeding.get(record.infohash)
+        if pull is not None and running is not None:
+            moving |= {
+                "bytes_done": pull.transfer.done_bytes,
+                "rate_bps": pull.transfer.rate_bps,
+                "fetched_bytes": pull.fetched_bytes,
+                "wasted_bytes": pull.wasted_bytes,
+                "resumed_bytes": pull.resumed_bytes,
+                "reason": running.reason,
+                "text": "",
+            }
+        waiting = puller.waiting.get(record.infohash)
+        if waiting is not None and record.state is State.RESERVED:
+            moving |= {"reason": waiting.reason, "text": waiting.text}
+        if transfer is not None:
+            moving["peers"] = len(transfer.peers)
+            moving["bad_peers"] = tuple(
+                BadPeer(
+                    address=address,
+                    node=puller.node_at(record.infohash, address),
+                    hash_failures=count,
+                )
+                for address, count in sorted(transfer.hash_failures.items())[:64]
+            )
+        return ImageReport(
+            identifier=record.identifier,
+            version=record.version,
+            infohash=record.infohash,
+            state=holding.state,
+            active=record.active,
+            bytes_total=record.size_bytes,
+            leases=len(holding.leases),
+            since=record.since,
+            **moving,
+        )
+
+
+def _waiting(one: Waiting) -> ImageReport:
+    return ImageReport(
+        identifier=one.image.identifier,
+        version=one.image.version,
+        infohash=one.image.infohash,
+        state=State.ABSENT,
+        reason=one.reason or NodeReason.INTERNAL,
+        text=one.text,
+        since=one.since,
+    )

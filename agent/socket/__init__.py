@@ -1,0 +1,1 @@
+"""The agent's local socket: callers, server and client (docs/formats/socket.md)."""
