@@ -67,9 +67,12 @@ def replace(path: Path, data: bytes) -> None:
             while view:
                 view = view[os.write(fd, view) :]
             os.fsync(fd)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
-        temporary.replace(path)
         fsync_directory(path.parent)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from agent.cache import durable
 from agent.cache.cache import Cache
 from agent.cache.file import FileStore
 from agent.cache.instances import allocate
@@ -32,7 +35,7 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def fill_to_the_last_block(file: Path) -> None:
+def fill(file: Path) -> None:
     with file.open("wb", buffering=0) as others:
         for chunk_bytes in (MIB, 4096):
             with contextlib.suppress(OSError):
@@ -60,21 +63,34 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_nothing_behind(small: Path) -
 def test_what_was_reserved_can_be_written_though_others_fill_the_disk(small: Path) -> None:
     store = FileStore(small / "cache", 1000 * MIB)
     volume = store.reserve(A, 8 * MIB)
-    fill_to_the_last_block(small / "others")
+    fill(small / "others")
     with store.writing(volume) as target:
         assert os.pwrite(target.fd, os.urandom(8 * MIB), 0) == 8 * MIB
-    with pytest.raises(StorageFailed, match="No space"):
-        store.seal(volume)  # the mark needs a block, and says so rather than lie
-    assert not store.volumes()[0].sealed
-    (small / "others").unlink()
-    assert store.seal(volume).sealed
+    assert store.volumes()[0].size_bytes == 8 * MIB
+
+
+def test_a_state_file_is_kept_when_its_replacement_finds_no_room(tmp_path: Path) -> None:
+    tiny = tmp_path / "tiny"
+    tiny.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tiny)], check=True)
+    try:
+        state = tiny / "state.json"
+        durable.replace(state, b"old")
+        fill(tiny / "others")
+        with pytest.raises(StorageFailed, match="No space") as full:
+            durable.replace(state, b"new")
+        assert full.value.ids["path"] == str(state)
+        assert state.read_bytes() == b"old"
+        assert {p.name for p in tiny.iterdir()} == {"state.json", "others"}
+    finally:
+        subprocess.run(["umount", str(tiny)], check=True)
 
 
 def test_the_cache_evicts_for_a_disk_that_others_filled(
-    small: Path, tmp_path: Path, clock: Callable[[], object], image: Callable[..., ImageVersion]
+    small: Path, tmp_path: Path, clock: Callable[[], datetime], image: Callable[..., ImageVersion]
 ) -> None:
     store = FileStore(small / "cache", 1000 * MIB)
-    cache = Cache(state_dir=tmp_path / "state", stores=[store], clock=clock)  # type: ignore[arg-type]
+    cache = Cache(state_dir=tmp_path / "state", stores=[store], clock=clock)
     cache.recover()
     old = cache.desire(image(1, 12 * MIB))
     cache.fail(old.infohash, NodeReason.STALLED)
@@ -86,10 +102,10 @@ def test_the_cache_evicts_for_a_disk_that_others_filled(
 
 
 def test_the_cache_evicts_nothing_in_vain(
-    small: Path, tmp_path: Path, clock: Callable[[], object], image: Callable[..., ImageVersion]
+    small: Path, tmp_path: Path, clock: Callable[[], datetime], image: Callable[..., ImageVersion]
 ) -> None:
     store = FileStore(small / "cache", 1000 * MIB)
-    cache = Cache(state_dir=tmp_path / "state", stores=[store], clock=clock)  # type: ignore[arg-type]
+    cache = Cache(state_dir=tmp_path / "state", stores=[store], clock=clock)
     cache.recover()
     old = cache.desire(image(1, 12 * MIB))
     cache.fail(old.infohash, NodeReason.STALLED)
