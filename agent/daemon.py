@@ -101,7 +101,7 @@ class Agent:
         self._puller = Puller(
             PullParts(
                 cache=self._cache,
-                sessions=dict(self._sessions),
+                sessions=self._sessions,
                 torrents=self._torrents,
                 resume=ResumeFiles(settings.state_dir / "resume"),
                 on_parent_lost=self._on_parent_lost,

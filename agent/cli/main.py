@@ -37,8 +37,7 @@ class _LazyGroup(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command = getattr(import_module(module), cmd_name)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(import_module(module), cmd_name)
         return command
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -29,7 +29,7 @@ from distrib.errors import (
     TimedOut,
 )
 from distrib.swarm.pieces import check_volume
-from distrib.swarm.session import SwarmSession
+from distrib.swarm.session import Backend, SwarmSession
 from distrib.swarm.torrent import TorrentInfo
 from distrib.swarm.transfer import Transfer
 from distrib.trust.sitelist import SiteImage
@@ -49,7 +49,7 @@ class PullParts:
     """What every pull of a node uses. ``sessions`` by libtorrent backend."""
 
     cache: Cache
-    sessions: dict[str, SwarmSession]
+    sessions: Mapping[Backend, SwarmSession]
     torrents: TorrentFiles
     resume: ResumeFiles
     on_parent_lost: Callable[[str, ParentLost], None]

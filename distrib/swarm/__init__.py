@@ -2,3 +2,6 @@
 
 IMAGE_FILE = "image.raw"
 """The one file name in every torrent, and so in every directory that libtorrent writes to."""
+
+TORRENT_FILE = "image.torrent"
+"""The torrent with its piece layers, beside the image in the head's store."""

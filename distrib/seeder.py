@@ -1,0 +1,205 @@
+"""The seeder: serves the images of its store that the site list approves, and tells the bus.
+
+The torrents lie beside the images (``images/<infohash>/``, docs/formats/head-state.md). Their info
+dictionaries go out retained; nodes hold them against the site list, so a seeder is not trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import structlog
+from pydantic import Field
+
+from distrib.bus.messages import SeederPresence, encode
+from distrib.bus.mqtt import Bus, BusSettings, Publication
+from distrib.bus.topics import Topics
+from distrib.config import Section, Settings
+from distrib.errors import DistribError, StorageFailed, TorrentMismatch
+from distrib.swarm import IMAGE_FILE, TORRENT_FILE
+from distrib.swarm.profile import Link, lan_profile
+from distrib.swarm.session import SwarmSession
+from distrib.swarm.torrent import check_info, info_of
+from distrib.swarm.transfer import Transfer
+from distrib.trust.directory import load_trust_directory
+from distrib.trust.sitelist import SiteImage, SiteList, verify_site_list
+
+log = structlog.get_logger(__name__)
+
+STORE_POLL_S = 1.0
+"""How often the store is looked at for images that are on the site list and not here yet."""
+
+
+class SeederSwarmSettings(Section):
+    """BitTorrent."""
+
+    address: str = Field("0.0.0.0", description="address to listen on and connect from")  # noqa: S104
+    announce: str = Field("", description="address that nodes reach the seeder at, if another")
+    port: int = Field(6881, ge=1, le=65535, description="TCP port")
+    link_bps: int = Field(
+        1_250_000_000, gt=0, description="rate of the link, bytes per second: sizes buffers"
+    )
+    connections: int = Field(2000, gt=0, description="most peers at a time")
+    upload_bps: int = Field(0, ge=0, description="cap per image, bytes per second; 0: none")
+
+
+class SeederSettings(Settings):
+    """Everything the seeder can be told."""
+
+    ENV_PREFIX: ClassVar[str] = "DISTRIB_SEEDER"
+
+    name: str = Field(
+        "seeder", pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$", description="the CN of its certificate"
+    )
+    images_dir: Path = Field(Path("/var/lib/distrib/images"), description="the head's image store")
+    ca_directory: Path = Field(
+        Path("/etc/distrib/trust"), description="the site's CA (HASH.0, *.pem) and CRLs (HASH.r0)"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line that is written"
+    )
+    bus: BusSettings = BusSettings()
+    swarm: SeederSwarmSettings = SeederSwarmSettings()
+
+
+class Seeder:
+    """Seeds what the newest accepted site list names and the store holds."""
+
+    def __init__(self, settings: SeederSettings, session: SwarmSession) -> None:
+        self._settings = settings
+        self._session = session
+        self._topics = Topics(settings.bus.prefix)
+        self._site_list: SiteList | None = None
+        self._seeding: dict[str, Transfer] = {}
+        self._wake = asyncio.Event()
+        self._bus = Bus(
+            settings.bus,
+            client_id=settings.name,
+            will=Publication(
+                self._topics.seeder(settings.name),
+                encode(SeederPresence(seeder=settings.name, online=False)),
+                qos=1,
+                retain=True,
+            ),
+            on_connect=self._announce,
+        )
+        self._port = settings.swarm.port
+
+    async def run(self, stop: asyncio.Event, port: int) -> None:
+        """Seed until ``stop``."""
+        self._port = port
+        self._bus.subscribe(self._topics.site_list, self._on_site_list)
+        async with self._bus.running():
+            stopping = asyncio.create_task(stop.wait(), name="seeder stop")
+            try:
+                while not stopping.done():
+                    await self._follow()
+                    waking = asyncio.create_task(self._wake.wait(), name="seeder wake")
+                    await asyncio.wait(
+                        {stopping, waking},
+                        timeout=STORE_POLL_S,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    waking.cancel()
+                    self._wake.clear()
+            finally:
+                stopping.cancel()
+                self._publish_presence(online=False)
+
+    def _on_site_list(self, topic: str, message: bytes) -> None:
+        try:
+            verdict = verify_site_list(
+                message,
+                # Read each time: fetch-crl replaces the CRLs under us.
+                trust=load_trust_directory(self._settings.ca_directory),
+                now=datetime.now(UTC),
+                last_version=self._site_list.version if self._site_list else None,
+            )
+            self._site_list = verdict.require()
+        except DistribError as error:
+            log.warning("refused", topic=topic, code=error.code, why=error.message)
+            return
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        """Seed what is approved and here; stop serving what is not approved any more."""
+        if self._site_list is None:
+            return
+        approved = {image.infohash: image for image in self._site_list.images}
+        changed = False
+        for infohash in set(self._seeding) - set(approved):
+            await self._session.remove(self._seeding.pop(infohash))
+            # An empty retained payload deletes the topic.
+            self._bus.retain(self._topics.torrent(infohash), b"")
+            changed = True
+        for infohash, image in approved.items():
+            if infohash not in self._seeding:
+                changed |= await self._seed(image)
+        if changed:
+            self._announce()
+
+    async def _seed(self, image: SiteImage) -> bool:
+        directory = self._settings.images_dir / image.infohash
+        torrent_file = directory / TORRENT_FILE
+        if not torrent_file.exists():
+            return False
+        try:
+            torrent = await asyncio.to_thread(torrent_file.read_bytes)
+            info = check_info(
+                info_of(torrent),
+                infohash=image.infohash,
+                size_bytes=image.size_bytes,
+                piece_bytes=image.piece_bytes,
+            )
+            _check_size(directory / IMAGE_FILE, info.size_bytes)
+        except (OSError, TorrentMismatch, StorageFailed) as error:
+            log.warning("not-seeded", image=image.ref, why=str(error))
+            return False
+        transfer = self._session.add(info, torrent, directory, seed=True)
+        transfer.limit(download_bps=0, upload_bps=self._settings.swarm.upload_bps)
+        self._seeding[image.infohash] = transfer
+        self._bus.retain(self._topics.torrent(image.infohash), info_of(torrent))
+        log.info("seeding", image=image.ref, infohash=image.infohash)
+        return True
+
+    def _announce(self) -> None:
+        self._publish_presence(online=True)
+
+    def _publish_presence(self, *, online: bool) -> None:
+        swarm = self._settings.swarm
+        presence = SeederPresence(
+            seeder=self._settings.name,
+            online=online,
+            address=swarm.announce or swarm.address,
+            port=self._port,
+            infohashes=tuple(sorted(self._seeding)),
+            sent_at=datetime.now(UTC),
+        )
+        self._bus.retain(self._topics.seeder(self._settings.name), encode(presence))
+
+
+async def run_seeder(settings: SeederSettings, stop: asyncio.Event) -> None:
+    """Run a seeder until ``stop`` is set. Raises OperatorError when it cannot listen."""
+    swarm = settings.swarm
+    profile = lan_profile(
+        address=swarm.address,
+        port=swarm.port,
+        link=Link(swarm.link_bps),
+        connections=swarm.connections,
+    )
+    session = SwarmSession(profile, backend="pread")
+    async with session.running() as port:
+        log.info("seeder-ready", name=settings.name, port=port)
+        await Seeder(settings, session).run(stop, port)
+
+
+def _check_size(image: Path, size_bytes: int) -> None:
+    found = image.stat().st_size
+    if found != size_bytes:
+        raise StorageFailed(
+            f"{image}: {found} bytes, the torrent says {size_bytes}",
+            hint="the store is damaged: approve the image again",
+        )
