@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
 from distrib.trust.names import slash_form
+from distrib.trust.oldserials import old_serials_allowed
 from distrib.trust.reasons import Reason, ReasonCode
 from distrib.trust.revocation import CrlPolicy, check_revocation, weak_hash
 
@@ -138,7 +139,8 @@ def _openssl(
         return [], (int(number), f"{text} (depth {depth})")
     except crypto.Error as error:
         return [], (1, f"OpenSSL cannot use a certificate: {error}"[:200])
-    return [member.to_cryptography() for member in found], None
+    with old_serials_allowed():
+        return [member.to_cryptography() for member in found], None
 
 
 def _date_reasons(certificate: x509.Certificate, now: datetime) -> list[Reason]:

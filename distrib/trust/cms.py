@@ -7,7 +7,6 @@ looked at is looked at in one place, and every fault there is ``CmsInvalid``.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.utils import CryptographyDeprecationWarning
+
+from distrib.trust.oldserials import old_serials_allowed
 
 #: Digests that may carry trust.
 STRONG_DIGESTS = frozenset({"sha256", "sha384", "sha512"})
@@ -135,9 +135,8 @@ def _parse(der: bytes) -> Cms:
 
 def _certificate(der: bytes) -> x509.Certificate:
     """A certificate with all that is read later read once here: ``cryptography`` parses late."""
-    with warnings.catch_warnings():
-        # Grid CAs of 2010 wrote a serial number of 0 into authorityKeyIdentifier.
-        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+    # The serial number in authorityKeyIdentifier counts here too.
+    with old_serials_allowed():
         certificate = x509.load_der_x509_certificate(der)
         _ = (certificate.subject, certificate.issuer, certificate.extensions, certificate.version)
         _ = (
@@ -186,7 +185,7 @@ def _find(
         if sid.name == "issuer_and_serial_number":
             wanted = sid.chosen
             same_issuer = wanted["issuer"].dump() == parsed["tbs_certificate"]["issuer"].dump()
-            if same_issuer and wanted["serial_number"].native == certificate.serial_number:
+            if same_issuer and wanted["serial_number"].native == parsed.serial_number:
                 return certificate
         elif parsed.key_identifier is not None and sid.chosen.native == parsed.key_identifier:
             return certificate

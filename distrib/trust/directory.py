@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from distrib.errors import ConfigInvalid
 from distrib.trust.chain import TrustMaterial
+from distrib.trust.oldserials import old_serials_allowed
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
@@ -61,9 +62,10 @@ def read_certificates(file: str | Path) -> list[x509.Certificate]:
     path = Path(file)
     data = _read(path)
     try:
-        if b"-----BEGIN" in data:
-            return x509.load_pem_x509_certificates(data)
-        return [x509.load_der_x509_certificate(data)]
+        with old_serials_allowed():
+            if b"-----BEGIN" in data:
+                return x509.load_pem_x509_certificates(data)
+            return [x509.load_der_x509_certificate(data)]
     except ValueError as error:
         raise _bad_file(path, "an X.509 certificate", error) from None
 

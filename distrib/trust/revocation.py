@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from distrib.trust.names import slash_form
+from distrib.trust.oldserials import old_serials_allowed
 from distrib.trust.reasons import Reason, ReasonCode
 
 #: ``if-present``: an issuer without any CRL passes; a CRL that is there is checked all the same.
@@ -53,10 +54,11 @@ def check_revocation(
             reasons += faults
     for member, issuer in zip(path, issuers, strict=True):
         crl = found[issuer]
-        entry = crl.get_revoked_certificate_by_serial_number(member.serial_number) if crl else None
+        serial = _serial(member)
+        entry = crl.get_revoked_certificate_by_serial_number(serial) if crl else None
         if entry is not None:
             text = (
-                f"{slash_form(member.subject)} (serial {member.serial_number:x}) was revoked "
+                f"{slash_form(member.subject)} (serial {serial:x}) was revoked "
                 f"at {entry.revocation_date_utc:%Y-%m-%dT%H:%M:%SZ}"
             )
             reasons.append(Reason(ReasonCode.CERTIFICATE_REVOKED, text))
@@ -72,6 +74,11 @@ def weak_hash(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
         return "an unknown digest"
     # None: Ed25519 and Ed448 have no separate digest.
     return algorithm.name if algorithm is not None and algorithm.name in _WEAK_HASHES else ""
+
+
+def _serial(certificate: x509.Certificate) -> int:
+    with old_serials_allowed():
+        return certificate.serial_number
 
 
 def _in_force(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from distrib.trust.directory import load_trust_directory
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.testpki import Authority, Role
 
-from .conftest import NOW, Intermediate, World, codes, make_certificate, make_crl
+from .conftest import NOW, Intermediate, OpenSsl, World, codes, make_certificate, make_crl
 
 
 @pytest.fixture
@@ -230,3 +230,16 @@ class TestDirectory:
 @pytest.fixture
 def site_ca(world: World) -> Authority:
     return world.site
+
+
+@pytest.mark.parametrize("serial", ["0", "-5"])
+def test_the_serial_numbers_of_old_grid_authorities(
+    openssl: OpenSsl, tmp_path: Path, serial: str
+) -> None:
+    openssl(
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key",
+        "-out", tmp_path / "old.pem", "-subj", "/CN=Old CA", "-set_serial", serial,
+    )  # fmt: skip
+    trust = load_trust_directory(tmp_path)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert check_chain(trust.anchors[0], trust=trust, now=tomorrow, crls="if-present") == ()
