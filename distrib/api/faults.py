@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -30,13 +30,13 @@ log = structlog.get_logger(__name__)
 class Unauthenticated(Forbidden):
     """No token, or one that is unknown or has expired."""
 
-    code: ClassVar[str] = "unauthenticated"
+    code = "unauthenticated"
 
 
 class BodyTooLarge(OperatorError):
     """The body of a request has more bytes than this call takes."""
 
-    code: ClassVar[str] = "body-too-large"
+    code = "body-too-large"
 
 
 # The first class that fits counts: subclasses before their bases.

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from distrib.catalogue.clock import Clock
 from distrib.catalogue.entries import image_of
 from distrib.catalogue.formats import require_raw, require_raw_bytes
-from distrib.catalogue.store import IMAGE_FILE, TORRENT_FILE, ImageStore, named_faults
+from distrib.catalogue.store import TORRENT_FILE, ImageStore, named_faults
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Alias, Image, ImageState
@@ -34,6 +34,7 @@ from distrib.db.references import (
 )
 from distrib.db.session import Database
 from distrib.errors import Conflict, DigestMismatch, NotFound, Revoked, TrustRefused
+from distrib.swarm import IMAGE_FILE
 from distrib.swarm.torrent import make_torrent, piece_bytes_for
 from distrib.trust.imagelist import version_key
 

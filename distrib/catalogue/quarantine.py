@@ -13,12 +13,13 @@ import structlog
 from sqlalchemy import select
 
 from distrib.catalogue.clock import Clock
-from distrib.catalogue.store import IMAGE_FILE, ImageStore, named_faults, sync
+from distrib.catalogue.store import ImageStore, named_faults, sync
 from distrib.db.audit import record
 from distrib.db.models import Image, ImageState
 from distrib.db.references import image_name
 from distrib.db.session import Database
 from distrib.errors import Conflict, DigestMismatch, ImageError, NoSpace, NotFound
+from distrib.swarm import IMAGE_FILE
 
 log = structlog.get_logger(__name__)
 

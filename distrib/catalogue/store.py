@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from distrib.errors import NoSpace, StorageFailed
+from distrib.swarm import IMAGE_FILE
 
-IMAGE_FILE = "image.raw"
 TORRENT_FILE = "image.torrent"
 _READ_ONLY_FILE = 0o444
 _SITE_LIST = re.compile(r"(\d+)\.smime")

@@ -1,0 +1,1 @@
+"""The command line ``distrib``: one module a group of commands."""

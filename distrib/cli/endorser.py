@@ -1,0 +1,57 @@
+"""``distrib endorser``: who may sign which image list."""
+
+from __future__ import annotations
+
+import click
+
+from distrib.cli.client import connected, path_of
+from distrib.cli.output import json_option, print_json, print_line, print_table
+
+
+@click.group("endorser")
+def endorser() -> None:
+    """Who may sign which image list."""
+
+
+@endorser.command("add")
+@click.option("--dn", required=True, help="Subject of the endorser's certificate.")
+@click.option("--ca", required=True, help="Its issuer.")
+@click.option("--list", "list_identifier", metavar="UUID", help="For this list only.")
+@json_option
+def add(*, dn: str, ca: str, list_identifier: str | None, as_json: bool) -> None:
+    """Let somebody sign image lists for this site."""
+    with connected() as client:
+        row = client.post("/endorsers", {"dn": dn, "ca": ca, "list": list_identifier})
+    if as_json:
+        print_json(row)
+    else:
+        print_line(f"endorser {row['id']}: {row['dn']} for {row['list'] or 'any list'}")
+
+
+@endorser.command("list")
+@json_option
+def list_command(*, as_json: bool) -> None:
+    """Every entry."""
+    with connected() as client:
+        document = client.get("/endorsers")
+    if as_json:
+        print_json(document)
+        return
+    print_table(
+        ("ID", "LIST", "ENDORSER", "CERTIFIED BY"),
+        [(row["id"], row["list"] or "any", row["dn"], row["ca"]) for row in document["endorsers"]],
+        empty="no endorsers: no list is accepted",
+    )
+
+
+@endorser.command("remove")
+@click.argument("endorser_id", metavar="ID", type=int)
+@json_option
+def remove(*, endorser_id: int, as_json: bool) -> None:
+    """Accept no more lists of this endorser; what was approved stays."""
+    with connected() as client:
+        document = client.delete(path_of("endorsers", endorser_id))
+    if as_json:
+        print_json(document)
+    else:
+        print_line(f"endorser {endorser_id} removed")

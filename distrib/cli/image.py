@@ -1,0 +1,242 @@
+"""``distrib image``: what the site takes in, approves, denies and calls by names of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from distrib.cli.client import LONG_S, ApiClient, connected, path_of
+from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
+from distrib.cli.printable import bytes_text
+from distrib.cli.progress import Advance, progress
+from distrib.errors import ImageError, NotFound, OperatorError
+
+_CHUNK_BYTES = 1 << 20
+_LIST_MAX_BYTES = 12 << 20
+FILE = click.Path(path_type=Path)
+
+
+@click.group("image")
+def image() -> None:
+    """Images of the site: add, approve, deny, name."""
+
+
+@image.command("add")
+@click.argument("file", type=FILE)
+@click.option("--list", "list_file", type=FILE, required=True, help="The signed image list.")
+@click.option("--title", help="Which image of the list: its title …")
+@click.option("--version", help="… and version; else it is found by the file's SHA-512.")
+@click.option("--alias", "aliases", multiple=True, help="The site's name for it.")
+@click.option("--approve/--no-approve", default=True, show_default=True, help="Let it run here.")
+@json_option
+def add(
+    *,
+    file: Path,
+    list_file: Path,
+    title: str | None,
+    version: str | None,
+    aliases: tuple[str, ...],
+    approve: bool,
+    as_json: bool,
+) -> None:
+    """Take the image FILE in, as the signed list LIST endorses it, and approve it."""
+    if aliases and not approve:
+        raise click.UsageError("--alias takes an approval: leave --no-approve away")
+    size_bytes = _size(file)
+    choice: dict[str, Any] = {"size_bytes": size_bytes, "title": title, "version": version}
+    if title is None and version is None:
+        with progress(f"hashing {file.name}", size_bytes, silent=as_json) as advance:
+            choice["sha512"] = _sha512(file, advance)
+    with connected() as client:
+        body = {"list": base64.b64encode(_signed_list(list_file)).decode()} | choice
+        found = client.post("/images", body, timeout_s=120)
+        if found["state"] == "expected":
+            found = _send(client, found["image"], file, size_bytes, silent=as_json)
+        if approve and (aliases or found["state"] != "approved"):
+            found = client.post(
+                path_of("images", found["image"], "approve"),
+                {"aliases": list(aliases)},
+                timeout_s=LONG_S,
+            )
+    _print_image(found, as_json=as_json)
+
+
+@image.command("list")
+@json_option
+def list_command(*, as_json: bool) -> None:
+    """Every image version that the site knows."""
+    with connected() as client:
+        document = client.get("/images")
+    if as_json:
+        print_json(document)
+        return
+    print_table(
+        ("IMAGE", "STATE", "SIZE", "ALIASES", "TITLE"),
+        [
+            (
+                row["image"],
+                row["state"],
+                bytes_text(row["endorsed"]["size_bytes"]),
+                row["aliases"] or "-",
+                row["title"],
+            )
+            for row in document["images"]
+        ],
+        empty="no images",
+    )
+
+
+@image.command("show")
+@click.argument("ref", metavar="IMAGE")
+@json_option
+def show(*, ref: str, as_json: bool) -> None:
+    """One image: ALIAS or UUID, optionally @VERSION."""
+    with connected() as client:
+        document = client.get(path_of("images", ref))
+    _print_image(document, as_json=as_json, full=True)
+
+
+@image.command("approve")
+@click.argument("ref", metavar="IMAGE")
+@click.option("--alias", "aliases", multiple=True, help="The site's name for it.")
+@click.option("--user", "users", multiple=True, help="Only these users may lease it.")
+@click.option("--everybody", is_flag=True, help="Every user may lease it (the default).")
+@click.option("--reason", default="", help="For the audit log.")
+@json_option
+def approve_command(
+    *,
+    ref: str,
+    aliases: tuple[str, ...],
+    users: tuple[str, ...],
+    everybody: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Let a quarantined image run here: its torrent is made, the site list signed."""
+    if users and everybody:
+        raise click.UsageError("--user and --everybody exclude each other")
+    body: dict[str, Any] = {"aliases": list(aliases), "reason": reason}
+    if users or everybody:
+        body["audience"] = list(users) or "all"
+    with connected() as client:
+        document = client.post(path_of("images", ref, "approve"), body, timeout_s=LONG_S)
+    _print_image(document, as_json=as_json)
+
+
+@image.command("deny")
+@click.argument("ref", metavar="IMAGE")
+@click.option("--reason", required=True, help="For the audit log.")
+@json_option
+def deny(*, ref: str, reason: str, as_json: bool) -> None:
+    """Take an image version off the site list at once, for good."""
+    with connected() as client:
+        document = client.post(path_of("images", ref, "deny"), {"reason": reason})
+    _print_image(document, as_json=as_json)
+
+
+@image.command("alias")
+@click.argument("alias")
+@click.argument("ref", metavar="IMAGE")
+@json_option
+def alias_command(*, alias: str, ref: str, as_json: bool) -> None:
+    """Let ALIAS mean IMAGE (UUID or another alias); it may have meant another one before."""
+    if "@" in ref:
+        raise click.UsageError("an alias is for all versions of an image: leave @VERSION away")
+    with connected() as client:
+        document = client.put(path_of("aliases", alias), {"identifier": ref})
+    if as_json:
+        print_json(document)
+    else:
+        print_line(f"{document['alias']} is {document['identifier']}")
+
+
+def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> None:
+    if as_json:
+        print_json(row)
+        return
+    if not full:
+        names = f" ({', '.join(row['aliases'])})" if row["aliases"] else ""
+        print_line(f"{row['image']}{names} {row['title']}: {row['state']}")
+        if row["infohash"] and row["state"] == "approved":
+            print_line(f"info-hash {row['infohash']}")
+        return
+    audience = row["audience"]
+    others = [f"{other['version']} ({other['state']})" for other in row.get("versions", ())]
+    print_fields(
+        (
+            ("image", row["image"]),
+            ("title", row["title"]),
+            ("aliases", row["aliases"]),
+            ("state", f"{row['state']} since {row['since']}"),
+            ("reason", row["reason"]),
+            ("until", row["until"]),
+            ("versions", others),
+            ("audience", "everybody" if audience == "all" else audience),
+            ("size", bytes_text(row["endorsed"]["size_bytes"])),
+            ("SHA-512", row["endorsed"]["sha512"]),
+            ("info-hash", row["infohash"]),
+            ("pieces of", bytes_text(row["piece_bytes"]) if row["piece_bytes"] else None),
+            ("list", f"{row['origin']['list']} version {row['origin']['list_version']}"),
+            ("endorser", row["origin"]["endorser_dn"]),
+            ("certified by", row["origin"]["endorser_ca"]),
+        )
+    )
+
+
+def _send(
+    client: ApiClient, name: str, file: Path, size_bytes: int, *, silent: bool
+) -> dict[str, Any]:
+    with progress(f"sending {file.name}", size_bytes, silent=silent) as advance:
+        answer: dict[str, Any] = client.upload(
+            path_of("images", name, "content"), _chunks(file, advance), size_bytes=size_bytes
+        )
+    return answer
+
+
+def _size(file: Path) -> int:
+    try:
+        size_bytes = file.stat().st_size
+        if not file.is_file():
+            raise OperatorError(f"{file}: not a file", hint="name an image file")
+    except OSError as error:
+        raise NotFound(f"{file}: {error.strerror}", hint="check the path") from None
+    if size_bytes == 0:
+        raise ImageError(f"{file}: empty file", hint="an image has at least one byte")
+    return size_bytes
+
+
+def _chunks(file: Path, advance: Advance) -> Iterator[bytes]:
+    done = 0
+    try:
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                yield chunk
+                done += len(chunk)
+                advance(done)
+    except OSError as error:
+        raise NotFound(f"{file}: {error.strerror}", hint="check the path") from None
+
+
+def _sha512(file: Path, advance: Advance) -> str:
+    digest = hashlib.sha512()
+    for chunk in _chunks(file, advance):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _signed_list(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            message = stream.read(_LIST_MAX_BYTES + 1)
+    except OSError as error:
+        raise NotFound(f"{file}: {error.strerror}", hint="check --list") from None
+    if len(message) > _LIST_MAX_BYTES:
+        raise ImageError(
+            f"{file}: more than {_LIST_MAX_BYTES} bytes", hint="this is no signed image list"
+        )
+    return message

@@ -1,0 +1,146 @@
+"""How a rollout looks: a live table on a terminal, lines of what changed in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distrib.cli.output import print_line, print_table
+from distrib.cli.printable import bytes_text, percent, printable
+
+_TITLES = ("NODE", "STATE", "DONE", "RATE", "SINCE", "WHY")
+_STYLES = {"ready": "green", "failed": "red", "offline": "dim", "pulling": "cyan"}
+# What needs an eye comes first, where a terminal has no room for all.
+_ORDER = ("failed", "blocked", "pulling", "verifying", "reserved", "waiting", "offline", "ready")
+_READY = frozenset({"ready", "leased"})
+
+
+def summary_line(rollout: dict[str, Any]) -> str:
+    """One line on the whole rollout."""
+    summary = rollout["summary"]
+    complete = summary["ready"] == summary["targets"] > 0
+    done = percent(summary["bytes_done"], summary["bytes_total"], complete=complete)
+    counts = ", ".join(
+        f"{summary[name]} {name}"
+        for name in ("ready", "pulling", "waiting", "failed", "offline")
+        if summary.get(name)
+    )
+    rate = f", {bytes_text(summary['rate_bps'])}/s" if summary["rate_bps"] else ""
+    return (
+        f"{rollout['id']} {rollout['alias'] or rollout['image']}: {rollout['state']},"
+        f" {summary['targets']} nodes ({counts or 'nobody yet'}), {done} %{rate}"
+    )
+
+
+def print_rollout(rollout: dict[str, Any]) -> None:
+    """The summary, and a row a node."""
+    print_line(summary_line(rollout))
+    print_table(_TITLES, [_row(row) for row in rollout["nodes"]], empty="no nodes")
+
+
+def print_rollouts(rollouts: Iterable[dict[str, Any]]) -> None:
+    """A row a rollout."""
+    print_table(
+        ("ROLLOUT", "IMAGE", "NODES", "STATE", "READY", "FAILED", "OFFLINE", "STARTED"),
+        [
+            (
+                row["id"],
+                row["alias"] or row["image"],
+                row["selector"],
+                row["state"],
+                f"{row['summary']['ready']}/{row['summary']['targets']}",
+                row["summary"]["failed"],
+                row["summary"]["offline"],
+                row["accepted_at"],
+            )
+            for row in rollouts
+        ],
+        empty="no rollouts",
+    )
+
+
+class Watch:
+    """Shows a rollout as it goes on; ``with Watch() as watch: watch.show(rollout)``."""
+
+    def __init__(self) -> None:
+        self._console = Console()
+        self._live: Live | None = None
+        self._stack = ExitStack()
+        self._seen: dict[str, tuple[str, str | None]] = {}
+        self._summary = ""
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            live = Live(console=self._console, auto_refresh=False)
+            self._live = self._stack.enter_context(live)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def show(self, rollout: dict[str, Any]) -> None:
+        """The newest of it."""
+        if self._live is not None:
+            self._live.update(self._table(rollout), refresh=True)
+        else:
+            self._lines(rollout)
+
+    def _table(self, rollout: dict[str, Any]) -> Table:
+        table = Table(box=None, title=Text(printable(summary_line(rollout))), title_justify="left")
+        for title in _TITLES:
+            table.add_column(title, no_wrap=True)
+        rows = sorted(rollout["nodes"], key=_urgency)
+        room = max(3, self._console.height - 4)
+        for row in rows[:room]:
+            style = _STYLES.get(row["state"], "")
+            table.add_row(*(Text(printable(cell), style=style) for cell in _row(row)))
+        if len(rows) > room:
+            table.add_row(Text(f"… and {len(rows) - room} more", style="dim"))
+        return table
+
+    def _lines(self, rollout: dict[str, Any]) -> None:
+        for row in rollout["nodes"]:
+            now = (_state(row), row["reason"])
+            if self._seen.get(row["node"]) != now:
+                self._seen[row["node"]] = now
+                name, state, done, _, _, why = _row(row)
+                print_line(f"{name} {state} {done}" + (f" {why}" if why != "-" else ""))
+        # Bytes and rates move all the time: a line of their own is for the counts.
+        counts = {key: n for key, n in rollout["summary"].items() if key in _COUNTS}
+        line = f"{rollout['state']} {counts}"
+        if line != self._summary:
+            self._summary = line
+            print_line(summary_line(rollout))
+        sys.stdout.flush()
+
+
+_COUNTS = frozenset({"targets", "ready", "failed", "offline"})
+
+
+def _state(row: dict[str, Any]) -> str:
+    return str(row["state"] if row["online"] else "offline")
+
+
+def _row(row: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
+    done = percent(row["bytes_done"], row["bytes_total"], complete=row["state"] in _READY)
+    rate = f"{bytes_text(row['rate_bps'])}/s" if row["rate_bps"] else "-"
+    why = ": ".join(part for part in (row["reason"], row["text"]) if part)
+    return (row["node"], _state(row), f"{done} %", rate, row["since"] or "-", why or "-")
+
+
+def _urgency(row: dict[str, Any]) -> tuple[int, str]:
+    state = _state(row)
+    return (_ORDER.index(state) if state in _ORDER else len(_ORDER), row["node"])
