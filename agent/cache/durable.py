@@ -76,6 +76,13 @@ def replace(path: Path, data: bytes) -> None:
         fsync_directory(path.parent)
 
 
+def sweep(directory: Path) -> None:
+    """Remove what interrupted replacements left in a directory. Raises StorageFailed."""
+    with storage_errors("sweeping", directory):
+        for temporary in directory.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 def remove(path: Path) -> None:
     """Unlink ``path``; nothing when it is not there. Durable on return. Raises StorageFailed."""
     with storage_errors("removing", path):

@@ -86,6 +86,7 @@ class Leases:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         durable.make_directory(directory)
+        durable.sweep(directory)
 
     def load(self) -> LoadedLeases:
         """Read all; a file that cannot be read is set aside and named, never fatal."""

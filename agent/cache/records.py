@@ -127,6 +127,7 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         durable.make_directory(directory)
+        durable.sweep(directory)
 
     def load(self) -> LoadedRecords:
         """Read all; a file that cannot be read is set aside and named, never fatal.

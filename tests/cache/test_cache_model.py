@@ -1,0 +1,259 @@
+"""The cache against a model of it, whatever is done in whatever order.
+
+The model knows what was promised: who holds leases, what is wanted, pinned and active. After each
+step the cache, its files and its store must agree with it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from agent.cache.cache import Cache
+from agent.cache.file import FileStore
+from agent.cache.holders import TimeHolder
+from agent.cache.ledger import Ledger
+from agent.cache.records import UNDER_WAY, ImageVersion
+from distrib.bus.messages import NodeReason, State
+from distrib.errors import Conflict, DistribError, NoSpace, NotFound, NotReady, Revoked
+
+KIB = 1 << 10
+CAPACITY = 1024 * KIB
+COW = 64 * KIB
+
+NUMBERS = st.integers(1, 6)
+
+
+def image(n: int) -> ImageVersion:
+    """Six versions of three identifiers, of different sizes."""
+    return ImageVersion(
+        infohash=f"{n:064x}",
+        identifier=f"{n % 3:08x}-0000-4000-8000-000000000000",
+        version=f"1.{n}",
+        sha512=f"{n:0128x}",
+        size_bytes=(96 + 32 * n) * KIB,
+        piece_bytes=1 << 14,
+    )
+
+
+class CacheMachine(RuleBasedStateMachine):
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = tempfile.TemporaryDirectory()
+        self.root = Path(self.home.name)
+        self.now = datetime(2026, 3, 1, tzinfo=UTC)
+        self.held: dict[str, tuple[str, datetime]] = {}
+        self.desired: set[str] | None = None
+        self.open()
+
+    def open(self) -> None:
+        self.store = FileStore(self.root / "cache", CAPACITY)
+        self.cache = Cache(
+            state_dir=self.root / "state",
+            stores=[self.store],
+            clock=lambda: self.now,
+            low_watermark=0.6,
+        )
+        recovery = self.cache.recover()
+        assert recovery.corrupt == ()
+        self.desired = None
+
+    def teardown(self) -> None:
+        self.home.cleanup()
+
+    def protected(self) -> set[str]:
+        """What making room may not touch."""
+        kept = {infohash for infohash, _ in self.held.values()}
+        for held in self.cache.snapshot().holdings:
+            r = held.record
+            active = r.active and r.state not in (State.FAILED, State.BLOCKED)
+            wanted = self.desired is None or r.infohash in self.desired
+            if r.pinned or active or wanted or r.state in UNDER_WAY:
+                kept.add(r.infohash)
+        return kept & {v.infohash for v in self.store.volumes()}
+
+    def state(self, n: int) -> State:
+        record = self.cache.record(image(n).infohash)
+        return State.ABSENT if record is None else record.state
+
+    @rule(n=NUMBERS, active=st.booleans(), retry=st.booleans())
+    def desire(self, n: int, active: bool, retry: bool) -> None:
+        kept, before = self.protected(), self.state(n)
+        record = self.cache.desire(image(n), active=active, retry=retry)
+        if self.desired is not None:
+            self.desired.add(record.infohash)
+        assert kept <= {v.infohash for v in self.store.volumes()} | (
+            {record.infohash} if before is State.FAILED else set()
+        )
+        if before is State.ABSENT:
+            assert record.state is State.RESERVED or record.reason is NodeReason.NO_SPACE
+
+    @rule(n=NUMBERS)
+    def pull_on(self, n: int) -> None:
+        """One step further on the way to ready."""
+        infohash = image(n).infohash
+        match self.state(n):
+            case State.RESERVED:
+                self.cache.start_pull(infohash)
+            case State.PULLING:
+                volume = self.cache.volume(infohash)
+                if volume.sealed:
+                    assert self.cache.leases(infohash)
+                    return
+                with self.store.writing(volume) as target:
+                    os.pwrite(target.fd, bytes([n]), 0)
+                self.cache.to_verifying(infohash, fetched_bytes=1)
+            case State.VERIFYING:
+                assert self.cache.ready(infohash).state is State.READY
+
+    @rule(n=NUMBERS)
+    def bring(self, n: int) -> None:
+        """All the way."""
+        self.cache.desire(image(n))
+        if self.desired is not None:
+            self.desired.add(image(n).infohash)
+        for _ in range(3):
+            self.pull_on(n)
+
+    @rule(n=NUMBERS, reason=st.sampled_from([NodeReason.STALLED, NodeReason.STORAGE_FAILED]))
+    def fail(self, n: int, reason: NodeReason) -> None:
+        try:
+            self.cache.fail(image(n).infohash, reason)
+        except (NotFound, Conflict):
+            assert self.state(n) in (State.ABSENT, State.BLOCKED)
+
+    @rule(target=leases, n=NUMBERS, hours=st.integers(1, 5))
+    def lease(self, n: int, hours: int) -> str:
+        state, kept = self.state(n), self.protected()
+        until = self.now + timedelta(hours=hours)
+        try:
+            lease = self.cache.lease(
+                image(n).infohash, holder=TimeHolder(until), user="u", cow_bytes=COW
+            )
+        except (NotFound, NotReady, Revoked):
+            assert state is not State.READY
+            return ""
+        except NoSpace:
+            assert self.store.space().free_bytes < COW
+            return ""
+        assert state is State.READY
+        assert kept <= {v.infohash for v in self.store.volumes()}
+        self.held[lease.lease] = (lease.infohash, until)
+        return lease.lease
+
+    @rule(lease=leases)
+    def release(self, lease: str) -> None:
+        try:
+            self.cache.release(lease)
+        except NotFound:
+            assert lease not in self.held
+        self.held.pop(lease, None)
+
+    @rule(hours=st.integers(0, 3))
+    def time_passes(self, hours: int) -> None:
+        self.now += timedelta(hours=hours)
+        dead = {lease for lease, (_, until) in self.held.items() if until <= self.now}
+        assert {one.lease for one in self.cache.reap_dead_leases()} == dead
+        self.held = {k: v for k, v in self.held.items() if k not in dead}
+
+    @rule(n=NUMBERS, pinned=st.booleans())
+    def pin(self, n: int, pinned: bool) -> None:
+        if self.state(n) is not State.ABSENT:
+            (self.cache.pin if pinned else self.cache.unpin)(image(n).infohash)
+
+    @rule(n=NUMBERS, on=st.booleans())
+    def activate(self, n: int, on: bool) -> None:
+        if self.state(n) is not State.ABSENT:
+            (self.cache.activate if on else self.cache.deactivate)(image(n).infohash)
+
+    @rule(n=NUMBERS, on=st.booleans())
+    def block(self, n: int, on: bool) -> None:
+        try:
+            (self.cache.block if on else self.cache.unblock)(image(n).infohash)
+        except (NotFound, Conflict):
+            assert not on or self.state(n) is State.ABSENT
+
+    @rule(n=NUMBERS)
+    def repair(self, n: int) -> None:
+        infohash = image(n).infohash
+        try:
+            self.cache.repair(infohash)
+        except (NotFound, Conflict):
+            assert self.state(n) is not State.READY or self.cache.leases(infohash)
+
+    @rule(n=NUMBERS, force=st.booleans())
+    def evict(self, n: int, force: bool) -> None:
+        infohash, kept = image(n).infohash, self.protected()
+        leased = infohash in {held for held, _ in self.held.values()}
+        try:
+            self.cache.evict(infohash, force=force)
+        except DistribError:
+            record = self.cache.record(infohash)
+            assert record is None or leased or (not force)
+            return
+        assert not leased
+        assert force or infohash not in kept
+
+    @rule(wanted=st.sets(NUMBERS))
+    def the_site_speaks(self, wanted: set[int]) -> None:
+        self.desired = {image(n).infohash for n in wanted}
+        self.cache.set_desired(self.desired)
+
+    @rule()
+    def restart(self) -> None:
+        self.held = {k: v for k, v in self.held.items() if v[1] > self.now}
+        self.open()
+
+    @invariant()
+    def no_lease_is_lost_or_left(self) -> None:
+        assert {one.lease for one in self.cache.leases()} == set(self.held)
+        assert {one.lease for one in self.store.instances()} == set(self.held)
+        there = {v.infohash for v in self.store.volumes()}
+        for lease in self.cache.leases():
+            assert lease.infohash in there
+            assert Path(lease.device).exists()
+
+    @invariant()
+    def at_most_one_version_is_active(self) -> None:
+        active = [h.record.identifier for h in self.cache.snapshot().holdings if h.record.active]
+        assert len(active) == len(set(active))
+
+    @invariant()
+    def used_is_the_sum_and_within_the_quota(self) -> None:
+        volumes = sum(v.size_bytes for v in self.store.volumes())
+        instances = len(self.held) * COW
+        assert self.store.space().used_bytes >= volumes + instances
+        grown = sum(max(0, one.path.stat().st_blocks * 512 - COW) for one in self.store.instances())
+        assert self.store.space().used_bytes == volumes + instances + grown
+
+    @invariant()
+    def memory_disk_and_store_agree(self) -> None:
+        ledger = Ledger(self.root / "state", lambda: self.now, None)
+        ledger.load()
+        held = {h.record.infohash: h.record for h in self.cache.snapshot().holdings}
+        assert ledger.records == held
+        assert set(ledger.leases) == set(self.held)
+        volumes = {v.infohash: v for v in self.store.volumes()}
+        assert set(volumes) <= set(held)
+        for infohash, record in held.items():
+            if record.state is not State.FAILED:
+                assert infohash in volumes
+            if record.state in (State.READY, State.BLOCKED):
+                assert volumes[infohash].sealed
+
+
+CacheMachine.TestCase.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestCacheModel = CacheMachine.TestCase

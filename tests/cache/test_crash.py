@@ -1,0 +1,187 @@
+"""kill -9 in the middle of everything, then a start.
+
+A child process lives the life of a volume and is killed at a line of the cache's code; the lines
+are spread over the whole life, so no point is left to luck. Then the parent starts the cache on
+what is left, and finishes what the child began.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import agent.cache
+from agent.cache.cache import Cache
+from agent.cache.device import DeviceStore
+from agent.cache.file import FileStore
+from agent.cache.holders import TimeHolder
+from agent.cache.records import ImageVersion
+from agent.cache.store import Store
+from distrib.bus.messages import State
+from distrib.errors import DistribError
+
+MIB = 1 << 20
+ROUNDS = 24
+HERE = str(Path(agent.cache.__file__).parent)
+Open = Callable[[], tuple[Store, Cache]]
+
+
+@pytest.fixture(params=["file", pytest.param("device", marks=pytest.mark.root)])
+def start(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Any
+) -> Iterator[Callable[[Path], tuple[Store, Cache]]]:
+    """Opens store and cache in a directory, as an agent's start does, without ``recover``."""
+    pool = request.getfixturevalue("devices")(2 * MIB, 2 * MIB) if request.param == "device" else []
+
+    def open_in(root: Path) -> tuple[Store, Cache]:
+        store: Store = FileStore(root / "cache", 5 * MIB)
+        if pool:
+            store = DeviceStore(
+                pool,
+                root / "devices",
+                instances_dir=root / "instances",
+                instances_capacity_bytes=MIB,
+            )
+        return store, Cache(state_dir=root / "state", stores=[store], clock=clock)
+
+    yield open_in
+
+
+def content(image: ImageVersion) -> bytes:
+    return random.Random(image.infohash).randbytes(image.size_bytes)
+
+
+def live(store: Store, cache: Cache, images: list[ImageVersion], clock: Any) -> None:
+    """A volume's life: two versions come, one is leased, a third takes the room of one."""
+    holder = TimeHolder(clock() + timedelta(hours=1))
+    for image in images:
+        record = cache.desire(image, active=True)
+        if record.state in (State.RESERVED, State.PULLING):
+            cache.start_pull(image.infohash)
+            with store.writing(cache.volume(image.infohash)) as target:
+                os.pwrite(target.fd, content(image), 0)
+            cache.to_verifying(image.infohash)
+            cache.ready(image.infohash)
+        if cache.leases(image.infohash) or cache.record(image.infohash).state is not State.READY:  # type: ignore[union-attr]
+            continue
+        lease = cache.lease(
+            image.infohash, holder=holder, user="u", cow_bytes=65536, scratch_bytes=65536
+        )
+        if image is not images[0]:
+            cache.release(lease.lease)
+        cache.set_desired([])
+
+
+def in_a_child(work: Callable[[], None], die_at: int) -> int:
+    """Run ``work`` in a child that kills itself at its n-th line in the cache; the lines run."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal lines
+            if not frame.f_code.co_filename.startswith(HERE):
+                return None
+            if event == "line":
+                lines += 1
+                if lines == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        status = 1
+        with suppress(BaseException):
+            sys.settrace(trace)
+            work()
+            sys.settrace(None)
+            os.write(write, str(lines).encode())
+            status = 0
+        os._exit(status)
+    os.close(write)
+    with os.fdopen(read, "rb") as said:
+        lines_run = said.read()
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), "the child ends well or is killed"
+    return int(lines_run or die_at)
+
+
+def check(root: Path, store: Store, cache: Cache, images: list[ImageVersion]) -> None:
+    by_hash = {image.infohash: image for image in images}
+    volumes = {v.infohash: v for v in store.volumes()}
+    snapshot = cache.snapshot()
+    assert snapshot.unknown == ()
+    assert {h.record.infohash for h in snapshot.holdings if h.record.state is not State.FAILED} == (
+        set(volumes)
+    ), "no volume without a record, no record without a volume"
+    for held in snapshot.holdings:
+        volume = volumes.get(held.record.infohash)
+        if held.record.state is State.READY:
+            assert volume is not None
+            assert volume.sealed
+            image = by_hash[volume.infohash]
+            with volume.path.open("rb") as file:
+                assert file.read(image.size_bytes) == content(image), "ready means right"
+        elif volume is not None:
+            assert not volume.sealed
+    assert len([h for h in snapshot.holdings if h.record.active]) <= 1
+    assert {one.lease for one in cache.leases()} == {one.lease for one in store.instances()}
+    assert all(Path(one.device).exists() for one in cache.leases())
+    assert [p for p in root.rglob("*") if p.suffix in (".new", ".gone", ".tmp", ".bad")] == []
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_whenever_the_agent_is_killed_the_next_one_goes_on(
+    start: Callable[[Path], tuple[Store, Cache]],
+    tmp_path: Path,
+    clock: Any,
+    image: Callable[..., ImageVersion],
+) -> None:
+    images = [image(n, 1536 * 1024, of=7) for n in (1, 2, 3)]
+
+    def work(root: Path) -> Callable[[], None]:
+        def run() -> None:
+            store, cache = start(root)
+            cache.recover()
+            live(store, cache, images, clock)
+
+        return run
+
+    whole = in_a_child(work(tmp_path / "whole"), 0)
+    clean(start, tmp_path / "whole")
+    chance = random.Random(2026)
+    for number in range(ROUNDS):
+        root = tmp_path / f"round-{number}"
+        step = whole // ROUNDS
+        in_a_child(work(root), chance.randrange(number * step, (number + 1) * step) + 1)
+        # The next start is killed too, somewhere on its way.
+        in_a_child(work(root), chance.randrange(1, whole))
+        store, cache = start(root)
+        cache.recover()
+        check(root, store, cache, images)
+        live(store, cache, images, clock)
+        check(root, store, cache, images)
+        clean(start, root)
+
+
+def clean(start: Callable[[Path], tuple[Store, Cache]], root: Path) -> None:
+    """Give everything back, so that devices are free for the next round."""
+    store, cache = start(root)
+    cache.recover()
+    for lease in cache.leases():
+        cache.release(lease.lease)
+    for held in cache.snapshot().holdings:
+        cache.evict(held.record.infohash, force=True)
+    assert store.volumes() == ()
+    assert store.space().used_bytes == 0
+    with suppress(DistribError):
+        cache.reap_dead_leases()
