@@ -11,8 +11,8 @@ Invariants:
 - ``done``: every online target is ready, and there is at least one.
 - ``failed``: every online target is ready or failed, and at least one failed; or no target is
   online, and none was for ``silent_s``; or the deadline has passed, with some grace for last words.
-- An online target that says nothing that counts for ``silent_s`` after its order is ``failed`` with
-  the reason ``no-report``, until it speaks.
+- An online target that has been sent its order, or says that it pulls, and then says nothing that
+  counts for ``silent_s``, is ``failed`` with the reason ``no-report`` until it speaks.
 
 Pure: times are given. Every function returns the rollout after the change; the same object where
 nothing changed. Rows may change many times before ``advanced`` looks at all and moves the phase.
@@ -63,6 +63,9 @@ _BUCKET_OF_STATE = {
 }
 
 
+_MOVING = frozenset({"pulling", "verifying"})
+
+
 @dataclass(frozen=True)
 class ImageKey:
     """The image version that a rollout brings."""
@@ -102,6 +105,7 @@ class Target:
     since: datetime
     generation: int | None = None
     issued_at: datetime | None = None
+    heard_at: datetime | None = None
     claim: Claim | None = None
     ready_at: datetime | None = None
     silent: bool = False
@@ -111,16 +115,27 @@ class Target:
         """Where it is counted."""
         if not self.online:
             return Bucket.OFFLINE
+        if self.silent:
+            return Bucket.FAILED
         if self.claim is None:
-            return Bucket.FAILED if self.silent else Bucket.WAITING
+            return Bucket.WAITING
         return _BUCKET_OF_STATE.get(self.claim.state, Bucket.WAITING)
 
     @property
     def reason(self) -> str | None:
         """Why it is there, as a code."""
+        if self.silent:
+            return NO_REPORT
+        return None if self.claim is None else self.claim.reason
+
+    def quiet_since(self, begun: datetime) -> datetime | None:
+        """Since when it should have spoken; None for one that may be silent."""
+        if not self.online or self.silent:
+            return None
         if self.claim is None:
-            return NO_REPORT if self.silent else None
-        return self.claim.reason
+            return self.issued_at or begun
+        # Nodes report at intervals while they pull (docs/formats/messages.md, Report).
+        return self.heard_at if self.claim.state in _MOVING else None
 
 
 @dataclass(frozen=True)
@@ -243,9 +258,8 @@ def seen(rollout: Rollout, node: str, *, online: bool, now: datetime) -> Rollout
     if target is None or target.online == online:
         return rollout
     # Its time to speak begins anew with its return.
-    started = now if online and target.issued_at is not None else target.issued_at
-    back = replace(target, online=online, since=now, issued_at=started, silent=False)
-    return _with(rollout, back, now)
+    moved = replace(_with_clocks(target, now), online=online, since=now, silent=False)
+    return _with(rollout, moved, now)
 
 
 def reported(
@@ -255,13 +269,14 @@ def reported(
     target = rollout.targets.get(node)
     if target is None or target.generation is None or generation < target.generation:
         return rollout
-    heard = claim or Claim("absent", now if target.claim is None else target.claim.since)
-    if heard == target.claim or rollout.phase is Phase.ABORTED:
+    if rollout.phase is Phase.ABORTED:
         return rollout
+    heard = claim or Claim("absent", now if target.claim is None else target.claim.since)
     ready = _BUCKET_OF_STATE.get(heard.state) is Bucket.READY
     moved = replace(
         target,
         claim=heard,
+        heard_at=now,
         silent=False,
         since=heard.since,
         ready_at=target.ready_at or now if ready else None,
@@ -278,10 +293,7 @@ def aborted(rollout: Rollout, now: datetime) -> Rollout:
 
 def listening(rollout: Rollout, now: datetime) -> Rollout:
     """We hear the nodes (again): their silence while we could not listen is not held to them."""
-    targets = {
-        node: replace(target, issued_at=target.issued_at and now)
-        for node, target in rollout.targets.items()
-    }
+    targets = {node: _with_clocks(target, now) for node, target in rollout.targets.items()}
     return replace(rollout, targets=targets, alone_since=now)
 
 
@@ -296,15 +308,20 @@ def advanced(rollout: Rollout, now: datetime) -> Rollout:
 
 def _without_silent(rollout: Rollout, now: datetime) -> Rollout:
     limit = timedelta(seconds=rollout.silent_s)
-    silent = {
-        node: replace(target, silent=True, since=now)
-        for node, target in rollout.targets.items()
-        if target.online
-        and target.claim is None
-        and not target.silent
-        and now - (target.issued_at or rollout.accepted_at) >= limit
-    }
+    silent = {}
+    for node, target in rollout.targets.items():
+        quiet_since = target.quiet_since(rollout.accepted_at)
+        if quiet_since is not None and now - quiet_since >= limit:
+            silent[node] = replace(target, silent=True, since=now)
     return replace(rollout, targets={**rollout.targets, **silent}) if silent else rollout
+
+
+def _with_clocks(target: Target, now: datetime) -> Target:
+    return replace(
+        target,
+        issued_at=now if target.issued_at is not None else None,
+        heard_at=now if target.heard_at is not None else None,
+    )
 
 
 def _phase(rollout: Rollout, now: datetime) -> Phase:

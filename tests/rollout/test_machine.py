@@ -108,6 +108,13 @@ def test_a_rollout_in_which_nobody_reports_fails() -> None:
     assert {target.reason for target in failed.targets.values()} == {NO_REPORT}
 
 
+def test_a_node_that_falls_silent_while_it_pulls_is_counted_as_failed() -> None:
+    running = says(rollout("wn001"), "wn001", "pulling", at=10)
+    running = says(running, "wn001", "pulling", at=20)
+    assert advanced(running, after(15 + DEFAULT_SILENT_S)).phase is Phase.RUNNING
+    assert advanced(running, after(20 + DEFAULT_SILENT_S)).phase is Phase.FAILED
+
+
 def test_a_rollout_whose_targets_all_go_offline_fails_after_a_while() -> None:
     running = seen(rollout("wn001"), "wn001", online=False, now=after(500))
     assert advanced(running, after(500 + DEFAULT_SILENT_S - 1)).phase is Phase.RUNNING

@@ -1,0 +1,150 @@
+"""What each node is told: its ``desired`` state, built from assignments and relay plan, and signed.
+
+A node is told anew only when what it is told has changed. The generation is
+``max(stored + 1, unix time)``, and is on disk before the message leaves (docs/formats/messages.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from distrib.bus.messages import (
+    Cancel,
+    Caps,
+    Desired,
+    DesiredImage,
+    Orders,
+    Peer,
+    Transport,
+    decode,
+    encode,
+)
+from distrib.errors import DistribError
+from distrib.swarm.relay import Links, RelayPeer
+from distrib.trust.envelope import key_id, open_envelope, seal
+
+ORDERS_EXPIRE = timedelta(seconds=60)
+MIN_REPORT_INTERVAL_S = 2.0
+REPORTS_PER_SECOND = 500
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """One image version that the site wants on a node (a row of ``assignments``)."""
+
+    node: str
+    identifier: str
+    version: str
+    infohash: str
+    active: bool = True
+    pinned: bool = False
+    priority: int = 50
+    transport: str = "swarm"
+    rollout: str | None = None
+    download_bps: int = 0
+    upload_bps: int = 0
+    deadline: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The content of a ``desired``, without what changes each time that it is sent."""
+
+    report_interval_s: float
+    images: tuple[DesiredImage, ...]
+
+    @classmethod
+    def of(cls, desired: Desired) -> Wanted:
+        """What a message that was sent says."""
+        return cls(desired.report_interval_s, desired.images)
+
+    def parent_of(self, infohash: str) -> str | None:
+        """The first parent that the node was given; "" for none, None without such an image."""
+        for image in self.images:
+            if image.infohash == infohash:
+                return image.parents[0].node if image.parents else ""
+        return None
+
+
+def report_interval_s(nodes: int) -> float:
+    """How often a node reports while it pulls, so that all together stay bearable."""
+    return max(MIN_REPORT_INTERVAL_S, nodes / REPORTS_PER_SECOND)
+
+
+def wanted_of(
+    assigned: Iterable[Assigned], links: Mapping[str, Links], *, interval_s: float
+) -> Wanted:
+    """What one node is told; ``links`` are its own, by info-hash."""
+    ordered = sorted(assigned, key=lambda one: (one.identifier, one.version))
+    images = tuple(_image(one, links.get(one.infohash, Links())) for one in ordered)
+    return Wanted(interval_s, images)
+
+
+def seal_desired(
+    node: str, wanted: Wanted, *, generation: int, now: datetime, key: Ed25519PrivateKey
+) -> bytes:
+    """The signed message."""
+    desired = Desired(
+        node=node,
+        issued_at=now,
+        generation=generation,
+        report_interval_s=wanted.report_interval_s,
+        images=wanted.images,
+    )
+    return seal("desired", encode(desired).decode(), key)
+
+
+def seal_cancel(
+    node: str,
+    infohashes: Sequence[str],
+    *,
+    sequence: int,
+    now: datetime,
+    key: Ed25519PrivateKey,
+) -> bytes:
+    """The signed order to stop these pulls."""
+    orders = Orders(
+        node=node,
+        issued_at=now,
+        expires_at=now + ORDERS_EXPIRE,
+        sequence=sequence,
+        orders=tuple(Cancel(infohash=infohash) for infohash in infohashes),
+    )
+    return seal("orders", encode(orders).decode(), key)
+
+
+def open_own(node: str, envelope: bytes, key: Ed25519PrivateKey) -> Desired | None:
+    """A retained message of ours, read back; None for anything else that lies on the topic."""
+    public = key.public_key()
+    try:
+        payload = open_envelope(envelope, kind="desired", keys={key_id(public): public})
+        desired = decode(Desired, payload.encode(), what="own desired")
+    except DistribError:
+        return None
+    return desired if desired.node == node else None
+
+
+def _image(one: Assigned, links: Links) -> DesiredImage:
+    return DesiredImage(
+        identifier=one.identifier,
+        version=one.version,
+        infohash=one.infohash,
+        active=one.active,
+        pinned=one.pinned,
+        priority=one.priority,
+        rollout=one.rollout,
+        deadline=one.deadline,
+        transport=Transport(one.transport),
+        parents=_peers(links.parents),
+        fallbacks=_peers(links.fallbacks),
+        neighbours=_peers(links.neighbours),
+        caps=Caps(download_bps=one.download_bps, upload_bps=one.upload_bps),
+    )
+
+
+def _peers(peers: Iterable[RelayPeer]) -> tuple[Peer, ...]:
+    return tuple(Peer(node=peer.node, address=peer.address, port=peer.port) for peer in peers)

@@ -1,0 +1,171 @@
+"""What is known of the nodes and seeders: the inventory, and what they say of themselves.
+
+Everything that nodes say is a claim: it is parsed, bounded, compared with the topic that it came
+on (which the broker's access rules tie to the certificate), and counted when it is refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from distrib.bus.messages import (
+    Event,
+    ImageReport,
+    Presence,
+    Report,
+    Request,
+    SeederPresence,
+    decode,
+)
+from distrib.bus.topics import Topics, is_node_name
+from distrib.errors import MessageInvalid
+from distrib.rollout.plan import InventoryNode
+from distrib.swarm.relay import Member
+
+log = structlog.get_logger(__name__)
+
+_HELD = frozenset({"ready", "leased"})
+
+
+class WrongNode(MessageInvalid):
+    """A message speaks for another node than its topic's."""
+
+    code = "wrong-node"
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """A retained topic was deleted."""
+
+    node: str
+    leaf: str
+
+
+_MODELS: dict[str, type[Presence | Report | Request | Event]] = {
+    "presence": Presence,
+    "report": Report,
+    "request": Request,
+    "event": Event,
+}
+Heard = Presence | Report | Request | Event | SeederPresence | Cleared
+
+
+class Fleet:
+    """Inventory, presences, newest reports, seeders; only the rollout service's loop changes it."""
+
+    def __init__(self, topics: Topics) -> None:
+        self.inventory: dict[str, InventoryNode] = {}
+        self.presences: dict[str, Presence] = {}
+        self.reports: dict[str, Report] = {}
+        self.seeders: dict[str, SeederPresence] = {}
+        self.refused: Counter[str] = Counter()
+        self._topics = topics
+        self._held: dict[str, dict[str, ImageReport]] = {}
+
+    def hear(self, topic: str, payload: bytes) -> Heard | None:
+        """Take a message in; None (and a count by code) for one that is refused."""
+        try:
+            heard = self._parse(topic, payload)
+        except MessageInvalid as error:
+            self.refused[error.code] += 1
+            log.warning("refused", topic=topic[:200], code=error.code, why=error.message)
+            return None
+        match heard:
+            case Presence():
+                self.presences[heard.node] = heard
+            case Report():
+                self.reports[heard.node] = heard
+                self._held[heard.node] = {image.infohash: image for image in heard.images}
+            case SeederPresence():
+                self.seeders[heard.seeder] = heard
+            case Cleared(node, "presence"):
+                self.presences.pop(node, None)
+            case Cleared(node, "report"):
+                self._drop_report(node)
+            case _:
+                pass
+        return heard
+
+    def forget(self, node: str) -> None:
+        """Nothing is known of the node any more."""
+        self.inventory.pop(node, None)
+        self.presences.pop(node, None)
+        self._drop_report(node)
+
+    def is_online(self, node: str) -> bool:
+        """Whether a node of the inventory is connected."""
+        presence = self.presences.get(node)
+        return node in self.inventory and presence is not None and presence.online
+
+    def online(self) -> set[str]:
+        """The nodes of the inventory that are connected."""
+        return {node for node in self.inventory if self.is_online(node)}
+
+    def held(self, node: str, infohash: str) -> ImageReport | None:
+        """What the node's newest report says of the torrent."""
+        return self._held.get(node, {}).get(infohash)
+
+    def member(self, node: str, infohash: str) -> Member:
+        """The node as the relay plan sees it. It must be in the inventory."""
+        entry, presence = self.inventory[node], self.presences.get(node)
+        held = self.held(node, infohash)
+        has_all = held is not None and held.state in _HELD
+        return Member(
+            node=node,
+            address=entry.address,
+            port=0 if presence is None else presence.swarm_port,
+            rack=entry.rack,
+            has_all=has_all,
+            progress=1.0 if has_all else _progress(held),
+        )
+
+    def seeders_of(self, infohash: str) -> list[Member]:
+        """The seeders that are connected and have the torrent."""
+        return [
+            Member(seeder.seeder, seeder.address, seeder.port, has_all=True, progress=1.0)
+            for seeder in self.seeders.values()
+            if seeder.online and infohash in seeder.infohashes
+        ]
+
+    def set_inventory(self, nodes: Mapping[str, InventoryNode]) -> None:
+        """Replace the inventory."""
+        self.inventory = dict(nodes)
+
+    def _drop_report(self, node: str) -> None:
+        self.reports.pop(node, None)
+        self._held.pop(node, None)
+
+    def _parse(self, topic: str, payload: bytes) -> Heard | None:
+        name = self._topics.parse_seeder(topic)
+        if name is not None:
+            if not payload:
+                return SeederPresence(seeder=name, online=False)
+            seeder = decode(SeederPresence, payload, what=topic)
+            _check_name(name, seeder.seeder)
+            return seeder
+        parsed = self._topics.parse_node(topic)
+        if parsed is None or parsed[1] not in _MODELS or not is_node_name(parsed[0]):
+            raise MessageInvalid(f"no topic of a node: {topic[:200]!r}", hint="ignored")
+        node, leaf = parsed
+        if not payload:
+            return Cleared(node, leaf)
+        message = decode(_MODELS[leaf], payload, what=topic)
+        _check_name(node, message.node)
+        return message
+
+
+def _check_name(topic_name: str, stated_name: str) -> None:
+    if topic_name != stated_name:
+        raise WrongNode(
+            f"a message of {topic_name} speaks for {stated_name}", hint="ignored", node=topic_name
+        )
+
+
+def _progress(held: ImageReport | None) -> float:
+    if held is None or held.bytes_total <= 0:
+        return 0.0
+    return min(held.bytes_done / held.bytes_total, 1.0)
