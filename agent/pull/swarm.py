@@ -60,12 +60,14 @@ class SwarmSource:
 
     async def _until_complete(self) -> None:
         self._act(self._first)
-        while not self._transfer.is_complete:
-            await self._wait()
+        while True:
             now_s, connected = self._now_s(), len(self._transfer.peers)
             while not self._transfer.events.empty():
                 self._take(self._transfer.events.get_nowait(), connected, now_s)
+            if self._transfer.is_complete:
+                return
             self._step(machine.on_tick(self._state, connected=connected, now_s=now_s))
+            await self._wait()
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

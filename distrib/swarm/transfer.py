@@ -91,11 +91,10 @@ class Transfer:
         await self._done.wait()
 
     async def moved(self) -> None:
-        """Return at the next event, or at once while events wait to be read."""
-        if self.events.empty():
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._moved.append(waiter)
-            await waiter
+        """Return at the next event."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moved.append(waiter)
+        await waiter
 
     # -- steering -------------------------------------------------------------------------------
 
