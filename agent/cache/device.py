@@ -84,6 +84,7 @@ class DeviceStore:
         for leftover in [*links_dir.glob("*.new"), *links_dir.glob("*.gone")]:
             self._clear(leftover)
         for home in self._homes():
+            durable.sweep(home)
             self._seal_anew(home)
 
     def space(self) -> Space:

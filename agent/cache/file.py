@@ -53,6 +53,8 @@ class FileStore:
         durable.make_directory(self._volumes)
         for leftover in [*self._volumes.glob("*.new"), *self._volumes.glob("*.gone")]:
             durable.remove_directory(leftover)
+        for home in self._homes():
+            durable.sweep(home)
         self._instances = Instances(
             root / "instances", reflink=reflink, tool_timeout_s=tool_timeout_s
         )
@@ -110,8 +112,7 @@ class FileStore:
             return self._existing(infohash)
 
     def volumes(self) -> tuple[Volume, ...]:
-        homes = (h for h in sorted(self._volumes.iterdir()) if _INFOHASH.fullmatch(h.name))
-        return tuple(v for v in map(self._read, homes) if v is not None)
+        return tuple(v for v in map(self._read, self._homes()) if v is not None)
 
     @contextmanager
     def writing(self, volume: Volume) -> Iterator[WriteTarget]:
@@ -205,6 +206,9 @@ class FileStore:
         if not _INFOHASH.fullmatch(infohash):
             raise ValueError(f"not an info-hash: {infohash!r}")
         return self._volumes / infohash
+
+    def _homes(self) -> list[Path]:
+        return [h for h in sorted(self._volumes.iterdir()) if _INFOHASH.fullmatch(h.name)]
 
     def _existing(self, infohash: str) -> Volume:
         found = self._read(self._home(infohash))

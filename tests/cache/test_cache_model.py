@@ -10,10 +10,11 @@ import os
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from agent.cache.cache import Cache
 from agent.cache.file import FileStore
@@ -53,6 +54,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.held: dict[str, tuple[str, datetime]] = {}
         self.desired: set[str] | None = None
         self.open()
+
+    @initialize(first=st.lists(NUMBERS, unique=True, max_size=5), wanted=st.sets(NUMBERS))
+    def a_node_that_has_run_for_a_while(self, first: list[int], wanted: set[int]) -> None:
+        for n in first:
+            self.bring(n)
+        self.the_site_speaks(wanted)
 
     def open(self) -> None:
         self.store = FileStore(self.root / "cache", CAPACITY)
@@ -131,7 +138,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.state(n) in (State.ABSENT, State.BLOCKED)
 
     @rule(target=leases, n=NUMBERS, hours=st.integers(1, 5))
-    def lease(self, n: int, hours: int) -> str:
+    def lease(self, n: int, hours: int) -> Any:
         state, kept = self.state(n), self.protected()
         until = self.now + timedelta(hours=hours)
         try:
@@ -140,10 +147,10 @@ class CacheMachine(RuleBasedStateMachine):
             )
         except (NotFound, NotReady, Revoked):
             assert state is not State.READY
-            return ""
+            return multiple()
         except NoSpace:
             assert self.store.space().free_bytes < COW
-            return ""
+            return multiple()
         assert state is State.READY
         assert kept <= {v.infohash for v in self.store.volumes()}
         self.held[lease.lease] = (lease.infohash, until)
@@ -244,6 +251,7 @@ class CacheMachine(RuleBasedStateMachine):
         volumes = {v.infohash: v for v in self.store.volumes()}
         assert set(volumes) <= set(held)
         for infohash, record in held.items():
+            assert record.state is not State.EVICTING
             if record.state is not State.FAILED:
                 assert infohash in volumes
             if record.state in (State.READY, State.BLOCKED):
@@ -251,7 +259,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 CacheMachine.TestCase.settings = settings(
-    max_examples=40,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
