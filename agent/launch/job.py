@@ -261,6 +261,11 @@ class _Launch:
                 "a disk of the guest is full or failed",
                 hint="give the lease a larger copy-on-write or scratch size",
             )
+        if end is End.CRASHED:
+            raise self._failed(
+                "the hypervisor stopped the guest",
+                hint="setting accelerator = qemu avoids a KVM that is not complete",
+            )
         raise self._failed(
             "the guest ended without a result",
             hint="it crashed, or was ended from outside; its console's last lines are above",

@@ -37,7 +37,7 @@ class Libvirt:
         uri: str = DEFAULT_URI,
         *,
         agent: str,
-        call_timeout_s: float = 30.0,
+        call_timeout_s: float = 60.0,
         poll_s: float = 0.2,
         patience_s: float = 60.0,
     ) -> None:
@@ -186,8 +186,9 @@ class Libvirt:
         if state == lib.VIR_DOMAIN_PAUSED and reason == lib.VIR_DOMAIN_PAUSED_IOERROR:
             return End.DISK_FAULT
         if state == lib.VIR_DOMAIN_CRASHED or (
-            # KVM's internal errors stop the guest for good.
-            state == lib.VIR_DOMAIN_PAUSED and reason == lib.VIR_DOMAIN_PAUSED_CRASHED
+            # KVM's internal errors stop a guest for good; libvirt names no reason for that.
+            state == lib.VIR_DOMAIN_PAUSED
+            and reason in (lib.VIR_DOMAIN_PAUSED_CRASHED, lib.VIR_DOMAIN_PAUSED_UNKNOWN)
         ):
             return End.CRASHED
         return End.GONE if state == lib.VIR_DOMAIN_SHUTOFF else None

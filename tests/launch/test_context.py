@@ -136,7 +136,7 @@ def test_the_runner_keeps_the_contract(tmp_path: Path) -> None:
         SitePart({"context.sh": b"SITE=cc\n", "prolog.sh": b'[ "$1" = start ]\n'}),
         JobPart(
             instance_id="i",
-            script=b"""printf '%s|' "$@" "$NAME" $SITE; printf '\\377\\000'; echo e >&2; exit 7\n""",
+            script=b"""printf '%s|' "$@" "$NAME" $SITE; printf '\\377\\0'; echo e >&2; exit 7\n""",
             args=["a b", "", "o'clock", "\udcff"],
             environment={"NAME": "x\ny"},
         ),
