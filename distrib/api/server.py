@@ -20,7 +20,8 @@ from distrib.errors import ConfigInvalid
 
 log = structlog.get_logger(__name__)
 
-_GRACE_S = 3
+# Streams of a rollout have no end of their own to wait for.
+_GRACE_S = 1
 
 
 class ApiSettings(Section):
@@ -72,6 +73,17 @@ async def serving(app: FastAPI, settings: ApiSettings) -> AsyncIterator[int]:
         finally:
             server.should_exit = True
             await task
+            await _drop_what_is_left(server)
+
+
+async def _drop_what_is_left(server: _Server) -> None:
+    """uvicorn cancels what outlasts the grace, and leaves its connections open."""
+    for connection in tuple(server.server_state.connections):
+        transport = getattr(connection, "transport", None)
+        if transport is not None:
+            transport.abort()
+    # The loop closes a socket in the round after.
+    await asyncio.sleep(0)
 
 
 def _listen(settings: ApiSettings) -> socket.socket:

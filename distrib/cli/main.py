@@ -40,8 +40,25 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+class Interrupted(Exception):
+    """Ctrl-C. click would end the line on standard error, and so break the quiet of scripts."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads our output any more. click would call that a failure."""
+
+
 class LazyGroup(click.Group):
     """Knows its commands by name, and imports the one that is called."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what click has an opinion of is taken out of its sight."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+        except BrokenPipeError:
+            raise ReaderGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order in which they are used."""
@@ -104,9 +121,9 @@ def _run(arguments: list[str]) -> int:
         status = cli.main(arguments, prog_name="distrib", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, Interrupted, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (ReaderGone, BrokenPipeError):
         # Whoever read our output has had enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

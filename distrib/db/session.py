@@ -55,8 +55,8 @@ class Database:
         """One consistent view; what is changed in it is thrown away. Never waits for a writer."""
         engine = self.engine.execution_options(**{_READ_ONLY: True})
         with self._named_faults(), Session(engine, expire_on_commit=False) as session:
+            # Closing rolls back; an explicit rollback would also expire the rows that were read.
             yield session
-            session.rollback()
 
     def close(self) -> None:
         """Close every connection."""
