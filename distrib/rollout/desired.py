@@ -7,7 +7,7 @@ A node is told anew only when what it is told has changed. The generation is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,6 +62,10 @@ class Wanted:
         """What a message that was sent says."""
         return cls(desired.report_interval_s, desired.images)
 
+    def names(self, infohash: str) -> bool:
+        """Whether the node is to have the torrent."""
+        return any(image.infohash == infohash for image in self.images)
+
     def parent_of(self, infohash: str) -> str | None:
         """The first parent that the node was given; "" for none, None without such an image."""
         for image in self.images:
@@ -70,9 +74,34 @@ class Wanted:
         return None
 
 
+def with_assigned(held: Sequence[Assigned], new: Assigned) -> tuple[Assigned, ...]:
+    """What is wanted on a node when ``new`` becomes the active version of its image.
+
+    The version that was active before stays wanted, to go back to; older ones do not.
+    """
+    kept = [one for one in held if one.identifier != new.identifier]
+    before = [one for one in held if one.identifier == new.identifier and one.active]
+    previous = [replace(one, active=False) for one in before if one.version != new.version]
+    return (*kept, *previous[:1], new)
+
+
+def without_rollout(held: Sequence[Assigned], rollout: str) -> tuple[Assigned, ...]:
+    """What is wanted on a node when a rollout is taken back; the version before is active again."""
+    dropped = {one.identifier for one in held if one.rollout == rollout and one.active}
+    return tuple(
+        replace(one, active=True) if one.identifier in dropped else one
+        for one in held
+        if one.rollout != rollout
+    )
+
+
 def report_interval_s(nodes: int) -> float:
-    """How often a node reports while it pulls, so that all together stay bearable."""
-    return max(MIN_REPORT_INTERVAL_S, nodes / REPORTS_PER_SECOND)
+    """How often a node reports while it pulls, so that all together stay bearable.
+
+    In powers of two: one node more must not be a message to every other.
+    """
+    counted = 1 << max(nodes - 1, 0).bit_length()
+    return max(MIN_REPORT_INTERVAL_S, counted / REPORTS_PER_SECOND)
 
 
 def wanted_of(

@@ -7,7 +7,6 @@ on (which the broker's access rules tie to the certificate), and counted when it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -23,6 +22,7 @@ from distrib.bus.messages import (
 )
 from distrib.bus.topics import Topics, is_node_name
 from distrib.errors import MessageInvalid
+from distrib.rollout.machine import Claim, ImageKey
 from distrib.rollout.plan import InventoryNode
 from distrib.swarm.relay import Member
 
@@ -51,7 +51,15 @@ _MODELS: dict[str, type[Presence | Report | Request | Event]] = {
     "request": Request,
     "event": Event,
 }
-Heard = Presence | Report | Request | Event | SeederPresence | Cleared
+Message = Presence | Report | Request | Event | SeederPresence | Cleared
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A message that was taken in, and what the same sender had said before."""
+
+    message: Message
+    before: Presence | Report | SeederPresence | None = None
 
 
 class Fleet:
@@ -69,26 +77,30 @@ class Fleet:
     def hear(self, topic: str, payload: bytes) -> Heard | None:
         """Take a message in; None (and a count by code) for one that is refused."""
         try:
-            heard = self._parse(topic, payload)
+            message = self._parse(topic, payload)
         except MessageInvalid as error:
             self.refused[error.code] += 1
             log.warning("refused", topic=topic[:200], code=error.code, why=error.message)
             return None
-        match heard:
+        before: Presence | Report | SeederPresence | None = None
+        match message:
             case Presence():
-                self.presences[heard.node] = heard
+                before = self.presences.get(message.node)
+                self.presences[message.node] = message
             case Report():
-                self.reports[heard.node] = heard
-                self._held[heard.node] = {image.infohash: image for image in heard.images}
+                before = self.reports.get(message.node)
+                self.reports[message.node] = message
+                self._held[message.node] = {image.infohash: image for image in message.images}
             case SeederPresence():
-                self.seeders[heard.seeder] = heard
+                before = self.seeders.get(message.seeder)
+                self.seeders[message.seeder] = message
             case Cleared(node, "presence"):
-                self.presences.pop(node, None)
+                before = self.presences.pop(node, None)
             case Cleared(node, "report"):
-                self._drop_report(node)
+                before = self._drop_report(node)
             case _:
                 pass
-        return heard
+        return Heard(message, before)
 
     def forget(self, node: str) -> None:
         """Nothing is known of the node any more."""
@@ -108,6 +120,23 @@ class Fleet:
     def held(self, node: str, infohash: str) -> ImageReport | None:
         """What the node's newest report says of the torrent."""
         return self._held.get(node, {}).get(infohash)
+
+    def claim(self, node: str, image: ImageKey) -> Claim | None:
+        """What the node's newest report says of an image version; None: nothing."""
+        held = self.held(node, image.infohash)
+        if held is None or (held.identifier, held.version) != (image.identifier, image.version):
+            return None
+        return Claim(
+            state=str(held.state),
+            since=held.since,
+            bytes_done=held.bytes_done,
+            bytes_total=held.bytes_total,
+            rate_bps=held.rate_bps,
+            reason=None if held.reason is None else str(held.reason),
+            text=held.text,
+            fetched_bytes=held.fetched_bytes,
+            wasted_bytes=held.wasted_bytes,
+        )
 
     def member(self, node: str, infohash: str) -> Member:
         """The node as the relay plan sees it. It must be in the inventory."""
@@ -131,15 +160,11 @@ class Fleet:
             if seeder.online and infohash in seeder.infohashes
         ]
 
-    def set_inventory(self, nodes: Mapping[str, InventoryNode]) -> None:
-        """Replace the inventory."""
-        self.inventory = dict(nodes)
-
-    def _drop_report(self, node: str) -> None:
-        self.reports.pop(node, None)
+    def _drop_report(self, node: str) -> Report | None:
         self._held.pop(node, None)
+        return self.reports.pop(node, None)
 
-    def _parse(self, topic: str, payload: bytes) -> Heard | None:
+    def _parse(self, topic: str, payload: bytes) -> Message:
         name = self._topics.parse_seeder(topic)
         if name is not None:
             if not payload:
@@ -156,6 +181,22 @@ class Fleet:
         message = decode(_MODELS[leaf], payload, what=topic)
         _check_name(node, message.node)
         return message
+
+
+def reach_of(presence: Presence | None) -> tuple[bool, int]:
+    """What of a presence the relay plan depends on."""
+    return (False, 0) if presence is None else (presence.online, presence.swarm_port)
+
+
+def source_of(seeder: SeederPresence) -> tuple[object, ...]:
+    """What of a seeder's presence the relay plan depends on."""
+    return (seeder.online, seeder.address, seeder.port, frozenset(seeder.infohashes))
+
+
+def complete_in(report: Report | None) -> set[str]:
+    """The torrents that a report says are whole."""
+    images = () if report is None else report.images
+    return {image.infohash for image in images if image.state in _HELD}
 
 
 def _check_name(topic_name: str, stated_name: str) -> None:

@@ -75,7 +75,7 @@ def load_assignments(session: Session) -> dict[str, tuple[Assigned, ...]]:
             node=row.node,
             identifier=row.identifier,
             version=row.version,
-            infohash=infohash,
+            infohash=infohash or "",
             active=row.active,
             pinned=row.pinned,
             priority=row.priority,
@@ -93,34 +93,33 @@ def save_assignments(
     session: Session, changed: Mapping[str, tuple[Assigned, ...]], *, now: datetime
 ) -> None:
     """Replace what is wanted on these nodes. Rows of images that may not be held now stay."""
-    usable = (
-        select(models.Image.identifier, models.Image.version)
-        .where(models.Image.state.in_(USABLE))
-        .subquery()
+    usable = select(models.Image.identifier, models.Image.version).where(
+        models.Image.state.in_(USABLE)
     )
-    known = {(row.identifier, row.version) for row in session.execute(select(usable))}
+    known = {(identifier, version) for identifier, version in session.execute(usable)}
     for node, wanted in changed.items():
-        for row in session.scalars(select(models.Assignment).where(models.Assignment.node == node)):
-            if (row.identifier, row.version) in known:
+        kept = {(one.identifier, one.version) for one in wanted}
+        rows = session.scalars(select(models.Assignment).where(models.Assignment.node == node))
+        for row in rows.all():
+            if (row.identifier, row.version) in known - kept:
                 session.delete(row)
-        session.flush()
-        session.add_all(
-            models.Assignment(
-                node=node,
-                identifier=one.identifier,
-                version=one.version,
-                active=one.active,
-                pinned=one.pinned,
-                priority=one.priority,
-                transport=one.transport,
-                rollout=one.rollout,
-                download_bps=one.download_bps,
-                upload_bps=one.upload_bps,
-                deadline=one.deadline,
-                since=now,
+        for one in wanted:
+            session.merge(
+                models.Assignment(
+                    node=node,
+                    identifier=one.identifier,
+                    version=one.version,
+                    active=one.active,
+                    pinned=one.pinned,
+                    priority=one.priority,
+                    transport=one.transport,
+                    rollout=one.rollout,
+                    download_bps=one.download_bps,
+                    upload_bps=one.upload_bps,
+                    deadline=one.deadline,
+                    since=now,
+                )
             )
-            for one in wanted
-        )
 
 
 def load_numbers(session: Session) -> dict[str, IssuedNumbers]:
@@ -176,6 +175,13 @@ def add_rollout(session: Session, kept: RolloutRecord) -> None:
         selector=kept.selector,
         targets=len(rollout.targets),
     )
+
+
+def worth_a_write(target: Target | None) -> tuple[object, ...] | None:
+    """What of a row is written at each change; progress comes again with the next report."""
+    if target is None:
+        return None
+    return (target.bucket, target.reason, target.online, target.generation, target.ready_at)
 
 
 def save_targets(session: Session, rollout: Rollout, nodes: Iterable[str]) -> None:
