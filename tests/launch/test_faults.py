@@ -271,7 +271,7 @@ async def test_a_guest_outlives_a_crash_of_libvirtd(make_spec: MakeSpec, output:
                 run_job(spec, on_stdout=output.out, on_stderr=output.err, hypervisor=hypervisor)
             )
             await output.said.wait()
-            os.kill(_number(directory / "started.pid"), signal.SIGKILL)
+            os.kill(_number(directory / "libvirtd.pid"), signal.SIGKILL)
             await libvirt_private("start")
             assert (await task).exit_status == 0
             assert output.stdout == b"begun\ndone\n"
