@@ -34,14 +34,15 @@ Accelerator = Literal["kvm", "qemu"]
 class Disk:
     """A disk of the guest. ``path`` is absolute; ``block`` says that it is a block device.
 
-    ``bus`` is ``virtio``, or ``ide`` for images without virtio drivers. ``relabel`` false keeps
-    libvirt from changing the owner of the file and of what it is backed by."""
+    ``bus`` is ``virtio``, or ``ide`` for images without virtio drivers. ``relabel`` lets
+    libvirt give the file to QEMU's account, and with it the sealed base that it stands on, which
+    stays given: so it is off unless asked for."""
 
     path: PurePosixPath
     format: Literal["raw", "qcow2"]
     block: bool = False
     bus: Literal["virtio", "ide"] = "virtio"
-    relabel: bool = True
+    relabel: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ launch's directory removed before ``run_job`` returns or raises.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -46,7 +47,11 @@ class Limits:
 @dataclass(frozen=True)
 class JobSpec:
     """A launch. ``run_dir`` must not exist: it is made, used and removed here; the account that
-    QEMU runs as must be able to pass through its parents."""
+    QEMU runs as must be able to pass through its parents.
+
+    ``disk_owner``: (uid, gid) of that account, to whom the instance and the scratch disk are given
+    before the start; None where they are its own already. What the instance is backed by must be
+    readable to it, and is left as it is."""
 
     agent: str
     lease_id: str
@@ -62,7 +67,7 @@ class JobSpec:
     scratch_path: Path | None = None
     scratch_block: bool = False
     bus: Literal["virtio", "ide"] = "virtio"
-    relabel: bool = True
+    disk_owner: tuple[int, int] | None = None
     accelerator: Accelerator = "qemu"
     nic: Nic | None = None
     site: SitePart = field(default_factory=SitePart)
@@ -156,12 +161,16 @@ class _Launch:
         )
         write_disc(self._iso, files_of(spec.site, job))
         self._iso.chmod(0o600)
+        if spec.disk_owner is not None:
+            for disk in (spec.disk_path, spec.scratch_path):
+                if disk is not None:
+                    os.chown(disk, *spec.disk_owner)
 
     def _domain_spec(self) -> DomainSpec:
         spec = self._spec
 
         def disk(path: Path, form: Literal["raw", "qcow2"], block: bool) -> Disk:
-            return Disk(PurePosixPath(path), form, block, bus=spec.bus, relabel=spec.relabel)
+            return Disk(PurePosixPath(path), form, block, bus=spec.bus)
 
         return DomainSpec(
             agent=spec.agent,

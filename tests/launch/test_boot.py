@@ -25,6 +25,11 @@ def _digest(path: Path) -> bytes:
     return hashlib.sha512(path.read_bytes()).digest()
 
 
+def _owner(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid
+
+
 def _names(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
 
@@ -66,6 +71,7 @@ async def test_all_that_goes_in_comes_back(
     """Binary output, standard error, arguments, environment, site part, scratch and status 7; and
     what the guest writes to its own disk never reaches the base image."""
     before = _digest(guest_image)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     scratch = tmp_path / "scratch.raw"
     scratch.touch(0o600)
     os.truncate(scratch, 32 << 20)
@@ -82,6 +88,7 @@ exit 7
         args=["a b", "it's", "", "$(reboot)"],
         environment={"NAME": "two\nlines 'quoted'"},
         scratch_path=scratch,
+        disk_owner=owner,
         site=SitePart(
             {
                 "context.sh": b"SITE=cc\n",
@@ -100,6 +107,8 @@ exit 7
     assert "prolog start for cc" in result.console_log_tail
     assert "epilog start" in result.console_log_tail
     assert _digest(guest_image) == before
+    assert _owner(guest_image) == (os.geteuid(), os.getegid())
+    assert _owner(scratch) == _owner(spec.disk_path) == owner
     assert _holds(spec.disk_path, b"CHANGED TXT")
     assert _holds(scratch, b"SCRATCH")
 

@@ -42,10 +42,10 @@ VARIANTS = {
         root=Disk(PurePosixPath("/dev/vg0/l-1"), "raw", block=True),
         scratch=Disk(PurePosixPath("/dev/vg0/l-1-scratch"), "raw", block=True),
     ),
-    "emulated disks, labels left alone": replace(
+    "emulated disks, relabelled, no label": replace(
         PLAIN,
-        root=Disk(PurePosixPath("/cache/root.raw"), "raw", bus="ide", relabel=False),
-        scratch=Disk(PurePosixPath("/cache/s.raw"), "raw", bus="ide", relabel=False),
+        root=Disk(PurePosixPath("/cache/root.raw"), "raw", bus="ide", relabel=True),
+        scratch=Disk(PurePosixPath("/cache/s.raw"), "raw", bus="ide", relabel=True),
         unlabelled=True,
     ),
     "private network": replace(PLAIN, nic=Nic("network", "default")),
@@ -69,6 +69,12 @@ def test_libvirts_schema_accepts_it(name: str, tmp_path: Path) -> None:
         ["virt-xml-validate", path, "domain"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_libvirt_may_not_give_the_sealed_base_to_qemus_account() -> None:
+    label = _parse(PLAIN).find("devices/disk[@device='disk']/source/seclabel")
+    assert label is not None
+    assert (label.get("model"), label.get("relabel")) == ("dac", "no")
 
 
 def test_every_way_to_stop_ends_the_domain() -> None:
