@@ -74,17 +74,18 @@ def content(image: ImageVersion) -> bytes:
 
 
 def live(store: Store, cache: Cache, images: list[ImageVersion], clock: Any) -> None:
-    """A volume's life: two versions come, one is leased, a third takes the room of one."""
+    """The first version comes and stays leased, the second comes and is used, the third takes the
+    room of the second and the place of the first."""
     holder = TimeHolder(clock() + timedelta(hours=1))
     for image in images:
-        record = cache.desire(image, active=True)
+        record = cache.desire(image, active=image is not images[1], retry=True)
         if record.state in (State.RESERVED, State.PULLING):
             cache.start_pull(image.infohash)
             with store.writing(cache.volume(image.infohash)) as target:
                 os.pwrite(target.fd, content(image), 0)
             cache.to_verifying(image.infohash)
-            cache.ready(image.infohash)
-        if cache.leases(image.infohash) or cache.record(image.infohash).state is not State.READY:  # type: ignore[union-attr]
+            record = cache.ready(image.infohash)
+        if record.state is not State.READY or cache.leases(image.infohash):
             continue
         lease = cache.lease(
             image.infohash, holder=holder, user="u", cow_bytes=65536, scratch_bytes=65536
@@ -188,6 +189,9 @@ def test_whenever_the_agent_is_killed_the_next_one_goes_on(
         check(root, store, cache, images)
         live(store, cache, images, clock)
         check(root, store, cache, images)
+        assert cache.resolve(images[0].identifier).infohash == images[2].infohash
+        for image_ in (images[0], images[2]):
+            assert cache.volume(image_.infohash).sealed
         clean(start, root)
 
 
