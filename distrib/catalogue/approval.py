@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from distrib.catalogue.clock import Clock
@@ -208,6 +209,7 @@ class Approval:
     ) -> Image:
         now = self._clock()
         with self._database.transaction() as session:
+            _lock_versions(session, row.identifier)
             fresh = _get(session, row.identifier, row.version)
             # While its torrent was made it may have been denied, or overtaken.
             _check_state(fresh)
@@ -264,6 +266,11 @@ def _get(session: Session, identifier: str, version: str) -> Image:
             image=f"{identifier}@{version}",
         )
     return row
+
+
+def _lock_versions(session: Session, identifier: str) -> None:
+    """One approval of an image at a time: the newest of its versions is decided over all."""
+    session.scalars(select(Image).where(Image.identifier == identifier).with_for_update()).all()
 
 
 def _check_state(row: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from distrib.db.models import Counter
@@ -20,6 +21,9 @@ def value_of(session: Session, name: str) -> int:
 
 def rise(session: Session, name: str, *, at_least: int = 0) -> int:
     """One more than before, and not less than ``at_least`` (as unix time); the new value."""
+    if session.get_bind().dialect.name == "postgresql":
+        # Two that begin the same counter at once; on SQLite there is one writer at a time.
+        session.execute(insert(Counter).values(name=name, value=0).on_conflict_do_nothing())
     counter = session.get(Counter, name, with_for_update=True)
     if counter is None:
         counter = Counter(name=name, value=0)
