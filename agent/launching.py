@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import pwd
+import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +22,7 @@ from agent.launch.libvirt import Libvirt
 from agent.launch.runlog import Run, RunLog
 from agent.settings import AgentSettings
 from agent.socket.server import Send
-from distrib.errors import DistribError
+from distrib.errors import ConfigInvalid, DistribError
 
 log = structlog.get_logger(__name__)
 
@@ -65,12 +67,15 @@ class Launcher:
 
     async def end_orphans(self, keep: set[str]) -> None:
         """End guests of this agent whose leases are gone; after a crash, at the start."""
-        if not any(self._run_dir.glob("*")):
+        leftovers = [path for path in self._run_dir.glob("l-*") if path.name not in keep]
+        if not leftovers:
             return
         hypervisor = self._hypervisor()
         for domain in await hypervisor.orphans(keep=keep):
             log.warning("orphan-ended", domain=domain.name, lease=domain.lease)
             await hypervisor.destroy(domain)
+        for path in leftovers:
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     async def launch(self, lease: Lease, job: Job, send: Send) -> JobResult:
         """Run a job on a lease's instance; output goes out as it comes.
@@ -144,6 +149,7 @@ class Launcher:
             vcpus=job.vcpus or launch.vcpus,
             run_dir=self._run_dir / lease.lease,
             accelerator=kind,
+            disk_owner=_ids_of(launch.qemu_user) if launch.qemu_user else None,
             site=site,
             limits=Limits(boot_timeout_s=launch.boot_limit_s, wall_s=wall_s),
         )
@@ -159,6 +165,18 @@ class Launcher:
             user=lease.user,
             host=self._settings.node,
         )
+
+
+def _ids_of(user: str) -> tuple[int, int]:
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigInvalid(
+            f"launch.qemu_user = {user!r}: no such account",
+            hint="libvirt's qemu.conf says which account it uses",
+            key="launch.qemu_user",
+        ) from None
+    return account.pw_uid, account.pw_gid
 
 
 def _stream(name: str, send: Send) -> Callable[[bytes], Awaitable[None]]:

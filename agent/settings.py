@@ -70,6 +70,11 @@ class LaunchSettings(Section):
     hypervisor: Literal["auto", "kvm", "qemu"] = Field(
         "auto", description='"auto" takes KVM only where a guest really starts with it'
     )
+    qemu_user: str | None = Field(
+        None,
+        description="account that libvirt runs QEMU as, where that is not root:"
+        " a job's disks are given to it",
+    )
     memory_mib: int = Field(1024, ge=64, description="guest memory unless the job asks for other")
     vcpus: int = Field(1, ge=1, le=256, description="guest CPUs unless the job asks for other")
     boot_limit_s: float = Field(300.0, gt=0, description="a guest silent for so long is ended")

@@ -200,7 +200,7 @@ class Farm:
         plain = self.directory / f"list-{self._versions}.json"
         signed = plain.with_suffix(".smime")
         plain.write_text(json.dumps({"hv:imagelist": self._list_of(entry)}), "utf-8")
-        endorser = self.pki / "experiment" / "certs" / "endorser"
+        endorser = self.pki / "experiment" / "certs" / "Endorser"
         key_pair = [f"--cert={endorser}.pem", f"--key={endorser}.key"]
         command(["distrib", "list", "sign", str(plain), *key_pair, "-o", str(signed)])
         if not self.ask("endorser", "list"):
