@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -146,7 +147,8 @@ class ApiClient:
             hint = "is the controller running, and url right in client.toml?"
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 hint = "set ca in client.toml to the site's CA, and url to the name in it"
-            raise NetworkError(f"{self._url}: {error or type(error).__name__}", hint=hint) from None
+            what = re.sub(r"\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+            raise NetworkError(f"{self._url}: {what}", hint=hint) from None
 
 
 @contextmanager
