@@ -1,8 +1,8 @@
 """A child process that is kept running, and that never outlives us.
 
-``Child.running`` starts the program, restarts it with back-off when it ends, hands its lines to the
-log, and ends it: SIGTERM, then SIGKILL. Should we be killed ourselves, the kernel sends it SIGTERM
-(prctl(2), PR_SET_PDEATHSIG).
+The program is restarted with back-off when it ends, its lines are handed on, and it is ended with
+us: SIGTERM, then SIGKILL. Should we be killed ourselves, the kernel sends it SIGTERM (prctl(2),
+PR_SET_PDEATHSIG). One that ends before it was ever ready is not tried again: somebody must look.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class Child:
         is_ready: Callable[[str], bool],
         on_line: Callable[[str], None],
         stop_s: float = 3.0,
-        fatal_statuses: frozenset[int] = frozenset(),
     ) -> None:
         self.name = name
         self.ready = asyncio.Event()
@@ -61,20 +60,18 @@ class Child:
         self._is_ready = is_ready
         self._on_line = on_line
         self._stop_s = stop_s
-        self._fatal_statuses = fatal_statuses
+        self._was_ready = False
         self._last_lines: list[str] = []
 
     @asynccontextmanager
-    async def running(self, *, ready_s: float | None = 20.0) -> AsyncIterator[None]:
+    async def running(self, *, ready_s: float = 20.0) -> AsyncIterator[None]:
         """Run it until the block is left; the block begins when it is ready.
 
-        With ``ready_s`` None the block begins at once. Raises ChildFailed when it ends with one of
-        ``fatal_statuses``, or TimedOut, before it is ready.
+        Raises ChildFailed when it ends, and TimedOut when ``ready_s`` have passed, before that.
         """
         task = asyncio.create_task(self.supervise(), name=f"child {self.name}")
         try:
-            if ready_s is not None:
-                await self._await_ready(task, ready_s)
+            await self._await_ready(task, ready_s)
             yield
         finally:
             task.cancel()
@@ -82,13 +79,16 @@ class Child:
                 await task
 
     async def supervise(self) -> None:
-        """Run it again and again; cancel this to end it. Raises ChildFailed for a fatal status."""
+        """Run it again and again; cancel this to end it.
+
+        Raises ChildFailed when it ends before it was ever ready."""
         loop = asyncio.get_running_loop()
         wait_s = FIRST_WAIT_S
         while True:
             started = loop.time()
             status = await self._run_once()
-            self._refuse_fatal(status)
+            if not self._was_ready:
+                raise self._failure(status)
             if loop.time() - started > STEADY_S:
                 wait_s = FIRST_WAIT_S
             log.warning("child-ended", child=self.name, status=status, again_in_s=wait_s)
@@ -112,14 +112,13 @@ class Child:
                 child=self.name,
             )
 
-    def _refuse_fatal(self, status: int) -> None:
-        if status in self._fatal_statuses:
-            raise ChildFailed(
-                f"{self.name} ended with status {status}{self._said()}",
-                hint="mend that and start again",
-                child=self.name,
-                status=status,
-            )
+    def _failure(self, status: int) -> ChildFailed:
+        return ChildFailed(
+            f"{self.name} ended with status {status} before it was ready{self._said()}",
+            hint="mend that, and start again",
+            child=self.name,
+            status=status,
+        )
 
     def _said(self) -> str:
         return f": {self._last_lines[-1]}" if self._last_lines else ""
@@ -163,6 +162,7 @@ class Child:
             self._last_lines = [*self._last_lines[-4:], line]
             self._on_line(line)
             if self._is_ready(line):
+                self._was_ready = True
                 self.ready.set()
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:

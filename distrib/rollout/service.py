@@ -1,6 +1,6 @@
 """The rollout service: what the API asks for, over the one task that changes rollouts.
 
-Implements ``distrib.api.services.RolloutService``. Its lifetime is ``run`` beside ``bus.running()``.
+Implements ``distrib.api.services.RolloutService``; it lives by ``run`` beside ``bus.running()``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Rollouts:
         orders_key: Ed25519PrivateKey,
         clock: Callable[[], datetime] = utc_now,
         silent_s: float = machine.DEFAULT_SILENT_S,
+        on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         self.bus = Bus(bus, client_id=CONTROLLER, on_connect=self._on_connect)
+        self._also_on_connect = on_connect
         self._database = database
         self._clock = clock
         self._silent_s = silent_s
@@ -266,6 +268,7 @@ class Rollouts:
     # -- inside ---------------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
+        self._also_on_connect()
         self._loop.connected()
 
     def _wake_watchers(self, changed: frozenset[str]) -> None:

@@ -1,0 +1,5 @@
+"""``python -m distrib``."""
+
+from distrib.cli.main import main
+
+main()

@@ -1,0 +1,296 @@
+"""The controller: catalogue, site list, rollouts and the API of a site, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from pydantic import Field
+
+from distrib.api.app import create_app
+from distrib.api.server import ApiSettings, serving
+from distrib.api.services import Services
+from distrib.bus.mqtt import BusSettings
+from distrib.catalogue.catalogue import Catalogue
+from distrib.catalogue.identity import SiteIdentity
+from distrib.config import Section, Settings
+from distrib.db.schema import upgrade
+from distrib.db.session import Database, sqlite_url
+from distrib.errors import ConfigInvalid, Conflict, DistribError
+from distrib.rollout.service import Rollouts
+from distrib.trust.directory import load_trust_directory
+
+log = structlog.get_logger(__name__)
+
+CRL_POLL_S = 60.0
+
+
+class SiteSettings(Section):
+    """Who the site is."""
+
+    name: str = Field("Example Site", min_length=1, description="the site's name")
+    identifier: str = Field("", description="UUID of the site list; empty: derived from the name")
+    url: str = Field(
+        "https://localhost:8443/api/v1/site-list", description="where the site list is fetched"
+    )
+    email: str = Field("", description="whom to write to about the site list")
+
+
+class DatabaseSettings(Section):
+    """The database."""
+
+    url: str = Field("", description="SQLAlchemy URL; empty: distrib.db in the state directory")
+
+
+class TrustSettings(Section):
+    """Whom the controller believes."""
+
+    endorsers: Path = Field(
+        Path("/etc/grid-security/certificates"), description="CAs and CRLs of endorsers"
+    )
+    site: Path = Field(
+        Path("/etc/distrib/trust"), description="the site's CA and its CRL, which nodes are sent"
+    )
+    crls: Literal["require", "if-present"] = Field(
+        "require", description="whether every CA of endorsers must have a CRL"
+    )
+
+
+class CatalogueSettings(Section):
+    """Who signs the site list."""
+
+    cert: Path = Field(
+        Path("/etc/distrib/catalogue.pem"), description="certificate with the role catalogue"
+    )
+    key: Path = Field(Path("/etc/distrib/catalogue.key"), description="its private key")
+    supersede_grace_s: float = Field(
+        30 * 86400, ge=0, description="how long a version that was replaced may be gone back to"
+    )
+
+
+class SiteListSettings(Section):
+    """How fresh the site list is kept."""
+
+    resign_s: float = Field(3600, gt=0, description="signed anew at least this often")
+    max_age_s: float = Field(72 * 3600, gt=0, description="age at which it expires")
+
+
+class RolloutSettings(Section):
+    """Rollouts."""
+
+    silent_s: float = Field(
+        120, gt=0, description="a node that should report and does not is counted as failed"
+    )
+
+
+class ControllerSettings(Settings):
+    """Everything the controller can be told."""
+
+    ENV_PREFIX: ClassVar[str] = "DISTRIB_CONTROLLER"
+
+    state_dir: Path = Field(Path("/var/lib/distrib"), description="what must survive a restart")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line that is written"
+    )
+    site: SiteSettings = SiteSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    trust: TrustSettings = TrustSettings()
+    catalogue: CatalogueSettings = CatalogueSettings()
+    site_list: SiteListSettings = SiteListSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    api: ApiSettings = ApiSettings()
+    bus: BusSettings = BusSettings()
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, the default filled in."""
+        return self.database.url or sqlite_url(self.state_dir / "distrib.db")
+
+    @property
+    def site_list_identifier(self) -> str:
+        """The UUID of the site list."""
+        named = uuid.uuid5(uuid.NAMESPACE_URL, f"distrib:site-list:{self.site.name}")
+        return self.site.identifier or str(named)
+
+
+class Controller:
+    """The parts over one state directory. ``run`` until ``stop`` is set."""
+
+    def __init__(self, settings: ControllerSettings, database: Database) -> None:
+        self._settings = settings
+        key = load_orders_key(settings.state_dir / "orders.key")
+        self._loop = asyncio.get_running_loop()
+        self._rollouts = Rollouts(
+            database=database,
+            bus=settings.bus,
+            orders_key=key,
+            silent_s=settings.rollout.silent_s,
+            on_connect=self._tell_retained,
+        )
+        identity = SiteIdentity.load(
+            site=settings.site.name,
+            identifier=settings.site_list_identifier,
+            url=settings.site.url,
+            certificate=settings.catalogue.cert,
+            key=settings.catalogue.key,
+            controller_keys=(key.public_key(),),
+            email=settings.site.email,
+        )
+        self._catalogue = Catalogue.open(
+            database=database,
+            state_dir=settings.state_dir,
+            endorser_trust=settings.trust.endorsers,
+            identity=identity,
+            site_trust=lambda: load_trust_directory(settings.trust.site),
+            crls=settings.trust.crls,
+            grace=timedelta(seconds=settings.catalogue.supersede_grace_s),
+            max_age_s=settings.site_list.max_age_s,
+            resign_interval=timedelta(seconds=settings.site_list.resign_s),
+            on_published=self._on_published,
+        )
+        self._crls = b""
+        self._app = create_app(
+            Services(
+                database=database,
+                catalogue=self._catalogue,
+                rollouts=self._rollouts,
+                node_changed=self._rollouts.node_changed,
+            )
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``; then end the calls under way, and say what is still to be said."""
+        settings = self._settings
+        # Who is shown a controller that is ready may count on a site list.
+        await asyncio.to_thread(self._catalogue.publisher.publish_if_due)
+        self._crls = await asyncio.to_thread(self._read_crls)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._rollouts.bus.running())
+            await stack.enter_async_context(self._tasks(stop))
+            port = await stack.enter_async_context(serving(self._app, settings.api))
+            log.info("controller-ready", address=settings.api.address, port=port)
+            await stop.wait()
+            log.info("controller-stopping")
+
+    @asynccontextmanager
+    async def _tasks(self, stop: asyncio.Event) -> AsyncIterator[None]:
+        steps = {
+            "rollouts": self._rollouts.run(),
+            "site list": self._catalogue.publisher.keep_fresh(),
+            "crl": self._follow_crls(),
+        }
+        tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]
+        for task in tasks:
+            # A part that fails ends the process: whoever supervises it starts it again, clean.
+            task.add_done_callback(lambda _task: stop.set())
+        try:
+            yield
+        finally:
+            failed = [task for task in tasks if task.done()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for task in failed:
+                task.result()
+
+    async def _follow_crls(self) -> None:
+        while True:
+            await asyncio.sleep(CRL_POLL_S)
+            try:
+                crls = await asyncio.to_thread(self._read_crls)
+            except DistribError as error:
+                log.warning("crl-not-read", code=error.code, why=error.message)
+                continue
+            if crls != self._crls:
+                self._crls = crls
+                self._tell_retained()
+
+    def _read_crls(self) -> bytes:
+        material = load_trust_directory(self._settings.trust.site)
+        return b"".join(crl.public_bytes(Encoding.PEM) for crl in material.crls)
+
+    def _tell_retained(self) -> None:
+        """CRL and site list, also to a broker that has lost them. In the loop's thread."""
+        bus = self._rollouts.bus
+        if self._crls:
+            bus.retain(bus.topics.crl, self._crls)
+        message = self._catalogue.publisher.current()
+        if message is not None:
+            bus.retain(bus.topics.site_list, message)
+
+    def _on_published(self, message: bytes) -> None:
+        """Called in the thread that published."""
+        bus = self._rollouts.bus
+        self._loop.call_soon_threadsafe(bus.retain, bus.topics.site_list, message)
+        self._rollouts.catalogue_changed()
+
+
+async def run_controller(settings: ControllerSettings, stop: asyncio.Event) -> None:
+    """Run the controller until ``stop`` is set.
+
+    Raises ConfigInvalid for settings that cannot be used, Conflict where another controller has the
+    state directory or a newer distrib wrote the database.
+    """
+    with _alone(settings.state_dir):
+        database = Database(settings.database_url)
+        try:
+            await asyncio.to_thread(upgrade, database)
+            await Controller(settings, database).run(stop)
+        finally:
+            database.close()
+
+
+def load_orders_key(path: Path) -> Ed25519PrivateKey:
+    """The key that signs orders; made at the first start (PEM, mode 0600).
+
+    Raises ConfigInvalid for a file that holds another key, or none.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = Ed25519PrivateKey.generate()
+        pem = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.rename(path)
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid(f"{path}: {error}"[:300], hint="restore it from the backup") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigInvalid(f"{path} is no Ed25519 key", hint="restore it from the backup")
+    return key
+
+
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    state_dir.mkdir(parents=True, exist_ok=True)
+    with (state_dir / "controller.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another controller runs on {state_dir}",
+                hint="stop it first, or take another state_dir",
+                path=str(state_dir),
+            ) from None
+        yield
