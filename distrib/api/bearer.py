@@ -7,14 +7,17 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from distrib.api.faults import Unauthenticated
+from distrib.catalogue.store import write_atomically
 from distrib.db.audit import record
 from distrib.db.models import Role, Token
-from distrib.errors import Conflict, NotFound
+from distrib.db.session import Database
+from distrib.errors import ConfigInvalid, Conflict, NotFound
 
 _RANK = {Role.VIEWER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
 
@@ -82,6 +85,33 @@ def issue_token(
     return IssuedToken(row, secret)
 
 
+def keep_token_file(
+    database: Database, file: Path, *, name: str, role: Role, now: datetime
+) -> None:
+    """See to it that ``file`` (0600) holds a token that is valid: how a new site gets its first.
+
+    A token of that name that the file does not hold is replaced, so losing the file is mended.
+    Raises ConfigInvalid for a file that cannot be read or written.
+    """
+    try:
+        held = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+        with database.transaction() as session:
+            found = session.scalar(select(Token).where(Token.name == name))
+            same = found is not None and hmac.compare_digest(found.sha256, _digest(held))
+            if same and found is not None and found.role == role and _in_time(found, now):
+                return
+            issued = issue_token(
+                session, name=name, role=role, now=now, actor="controller", replace=True
+            )
+            # Before the commit: a token that nobody holds would be of no use.
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, issued.secret.encode() + b"\n", mode=0o600)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(
+            f"{file}: {error}", hint="make it readable and writable for the controller"
+        ) from None
+
+
 def revoke_token(session: Session, token_id: int, *, now: datetime, actor: str) -> None:
     """The token is worth nothing from now on. Raises NotFound."""
     found = session.get(Token, token_id)
@@ -101,11 +131,15 @@ def authenticate(session: Session, header: str | None, *, now: datetime) -> Acto
     found = session.scalar(select(Token).where(Token.sha256 == digest))
     if found is None or not hmac.compare_digest(found.sha256, digest):
         raise Unauthenticated("unknown token", hint="ask an admin: distrib token create")
-    if found.expires_at is not None and found.expires_at <= now:
+    if not _in_time(found, now):
         raise Unauthenticated(
             f"the token {found.name!r} has expired", hint="ask an admin: distrib token create"
         )
     return Actor(found.name, Role(found.role))
+
+
+def _in_time(token: Token, now: datetime) -> bool:
+    return token.expires_at is None or now < token.expires_at
 
 
 def _digest(secret: str) -> str:

@@ -37,7 +37,7 @@ from distrib.db.session import Database
 from distrib.errors import DistribError
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.imagelist import Endorser, ImageListInvalid
-from distrib.trust.names import slash_form
+from distrib.trust.names import same_name, slash_form
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.signature import open_smime, sign_smime
 from distrib.trust.sitelist import (
@@ -115,7 +115,7 @@ class Publisher:
         return published
 
     def publish_if_due(self) -> PublishedList | None:
-        """A new list if the catalogue has changed since the last, or that has grown old."""
+        """A new list if catalogue, keys or names have changed, or the last has grown old."""
         why = self._why_due()
         return None if why is None else self.publish(why=why)
 
@@ -136,21 +136,35 @@ class Publisher:
             published = value_of(session, CATALOGUE_PUBLISHED)
         if changes > published:
             return "change"
-        created = self._created_of_current()
-        if created is None:
+        current = self._current_list()
+        if current is None:
             return "first"
+        if not self._speaks_for_us(current):
+            return "identity"
         # A list from the future comes from a clock that was wrong: replace it.
-        age = self._clock() - created
+        age = self._clock() - current.created
         return "age" if age >= self._resign_interval or age < -self._resign_interval else None
 
-    def _created_of_current(self) -> datetime | None:
+    def _current_list(self) -> SiteList | None:
         message = self.current()
         if message is None:
             return None
         try:
-            return parse_site_list(open_smime(message).document).created
+            return parse_site_list(open_smime(message).document)
         except ImageListInvalid:
             return None
+
+    def _speaks_for_us(self, current: SiteList) -> bool:
+        """Whether keys and names in it are ours: nodes refuse orders of a key that is not in it."""
+        ours = self._identity
+        keys = {ControllerKey.of(key) for key in ours.controller_keys}
+        return (
+            set(current.controller_keys) == keys
+            and current.identifier == ours.identifier
+            and current.site == ours.site
+            and same_name(current.endorser.dn, ours.certificate.subject)
+            and same_name(current.endorser.ca, ours.certificate.issuer)
+        )
 
     def _publish(self, *, why: str, actor: str) -> PublishedList:
         now = self._clock()

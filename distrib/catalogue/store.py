@@ -121,11 +121,13 @@ def write_atomically(file: Path, data: bytes, *, mode: int = 0o644) -> None:
     part = file.with_name(f".{file.name}.new")
     with named_faults(file):
         try:
-            with part.open("wb") as stream:
+            part.unlink(missing_ok=True)
+            # The mode is right from the first byte: this may be a secret.
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
-            part.chmod(mode)
+                os.fsync(descriptor)
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from distrib.api.app import create_app
+from distrib.api.bearer import keep_token_file
 from distrib.db.models import Role, Token
 from tests.head.stories import Head, serve
 
@@ -91,6 +93,23 @@ def test_a_token_is_shown_once_and_revoked_for_good(served: Head) -> None:
     with served.database.reading() as session:
         stored = session.query(Token).one()
     assert made["token"] not in {str(value) for value in vars(stored).values()}
+
+
+def test_a_new_site_gets_its_first_token_in_a_file(served: Head, tmp_path: Path) -> None:
+    file = tmp_path / "secrets" / "admin.token"
+
+    def keep() -> str:
+        keep_token_file(served.database, file, name="first", role=Role.ADMIN, now=served.clock())
+        return file.read_text().strip()
+
+    secret = keep()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with served.http(secret) as http:
+        assert http.get("/tokens").status_code == 200
+        assert keep() == secret
+        file.unlink()
+        assert keep() != secret
+        refused(http.get("/tokens"), 401, "unauthenticated")
 
 
 def test_bad_requests_are_told_what_is_wrong(served: Head) -> None:

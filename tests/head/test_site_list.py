@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.publisher import Publisher
 from distrib.errors import ConfigInvalid, TrustRefused
 from distrib.trust.directory import load_trust_directory
+from distrib.trust.envelope import key_id
 from distrib.trust.testpki import Demo
 from tests.head.stories import Head
 
@@ -34,6 +36,20 @@ def test_it_is_signed_anew_when_old_and_when_changed_and_not_otherwise(head: Hea
     assert head.published == [first.message, second.message]
     kept = sorted(int(file.stem) for file in (head.state_dir / "site-lists").iterdir())
     assert kept == [first.version, second.version]
+
+
+def test_another_key_for_orders_is_told_at_once(head: Head, pki: Demo) -> None:
+    head.catalogue.publisher.publish(why="test")
+    key = Ed25519PrivateKey.generate()
+    rotated = Publisher(
+        database=head.database,
+        store=head.catalogue.store,
+        identity=identity_of(pki, controller_keys=(key.public_key(),)),
+        clock=head.clock,
+    )
+    assert rotated.publish_if_due() is not None
+    assert list(head.site_list().keys()) == [key_id(key.public_key())]
+    assert rotated.publish_if_due() is None
 
 
 def test_its_version_rises_within_one_second_too(head: Head) -> None:
