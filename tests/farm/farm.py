@@ -266,14 +266,17 @@ class Farm:
 
 
 @contextmanager
-def farm_on_loopback(directory: Path, nodes: int) -> Iterator[Farm]:
-    """A farm on 127.0.9.x. Nodes are wn1, wn2, ... and in the inventory; no agent runs yet."""
+def farm_on_loopback(directory: Path, nodes: int, *, add: bool = True) -> Iterator[Farm]:
+    """A farm on 127.0.9.x. Nodes are wn1, wn2, ... and in the inventory; no agent runs yet.
+
+    Without ``add`` there are certificates for them only."""
     names = [f"wn{number}" for number in range(1, nodes + 1)]
     farm = Farm(directory, Loopback(1), names)
     try:
         farm.start_head()
         for number, name in enumerate(names, start=2):
-            farm.add_node(name, Loopback(number))
+            if add:
+                farm.add_node(name, Loopback(number))
         yield farm
     finally:
         farm.stop()
