@@ -132,32 +132,30 @@ def test_what_is_quarantined_waits_for_an_approval(
     assert served.site_list().images[0].audience == ("alice",)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (("image", "show", "nobody"), 4),
-        (("image", "show", "no body"), 2),
-        (("image", "nonsense"), 2),
-        (("nonsense",), 2),
-        (("image", "add", "/nowhere", "--list", "/nowhere"), 4),
-        (("rollout", "start", "x", "--nodes", "all", "--timeout", "1"), 2),
-        (("rollout", "status"), 4),
-        (("rollout", "status", "r-404", "--watch"), 4),
-        (("node", "add", "wn001", "--address", "wn001"), 2),
-        (("token", "revoke", "nobody"), 4),
-    ],
-)
-def test_a_failure_is_one_line_and_a_status(
-    run: Run, arguments: tuple[str, ...], status: int
-) -> None:
-    ended, out, err = run(*arguments)
-    assert (ended, out) == (status, "")
-    assert LINE.fullmatch(err), err
-    ended, out, err = run(*arguments, "--json")
-    assert (ended, err) == (status, "")
-    error = json.loads(out)["error"]
-    assert error["exit"] == status
-    assert {"code", "message", "hint", "ids"} <= set(error)
+FAILURES: list[tuple[tuple[str, ...], int]] = [
+    (("image", "show", "nobody"), 4),
+    (("image", "show", "no body"), 2),
+    (("image", "nonsense"), 2),
+    (("nonsense",), 2),
+    (("image", "add", "/nowhere", "--list", "/nowhere"), 4),
+    (("rollout", "start", "x", "--nodes", "all", "--timeout", "1"), 2),
+    (("rollout", "status"), 4),
+    (("rollout", "status", "r-404", "--watch"), 4),
+    (("node", "add", "wn001", "--address", "wn001"), 2),
+    (("token", "revoke", "nobody"), 4),
+]
+
+
+def test_a_failure_is_one_line_and_a_status(run: Run) -> None:
+    for arguments, status in FAILURES:
+        ended, out, err = run(*arguments)
+        assert (ended, out) == (status, ""), arguments
+        assert LINE.fullmatch(err), err
+        ended, out, err = run(*arguments, "--json")
+        assert (ended, err) == (status, ""), arguments
+        error = json.loads(out)["error"]
+        assert error["exit"] == status
+        assert {"code", "message", "hint", "ids"} <= set(error)
 
 
 def test_nobody_there_wrong_ca_and_no_token(
