@@ -85,13 +85,14 @@ def live(store: Store, cache: Cache, images: list[ImageVersion], clock: Any) -> 
                 os.pwrite(target.fd, content(image), 0)
             cache.to_verifying(image.infohash)
             record = cache.ready(image.infohash)
-        if record.state is not State.READY or cache.leases(image.infohash):
-            continue
-        lease = cache.lease(
-            image.infohash, holder=holder, user="u", cow_bytes=65536, scratch_bytes=65536
-        )
-        if image is not images[0]:
-            cache.release(lease.lease)
+        if record.state is State.READY and not cache.leases(image.infohash):
+            cache.lease(
+                image.infohash, holder=holder, user="u", cow_bytes=65536, scratch_bytes=65536
+            )
+        # Also those that were taken before a crash: a moment that holds them does not die.
+        for lease in cache.leases(image.infohash):
+            if image is not images[0]:
+                cache.release(lease.lease)
         cache.set_desired([])
 
 
