@@ -29,8 +29,10 @@ from typing import ClassVar
 import structlog
 from cryptography.x509.oid import NameOID
 from pydantic import Field
+from sqlalchemy.orm import Session
 
-from distrib.api.bearer import issue_token
+from distrib.api.bearer import authenticate, issue_token
+from distrib.api.faults import Unauthenticated
 from distrib.api.server import ApiSettings
 from distrib.bus.broker import Broker, BrokerSettings
 from distrib.bus.mqtt import BusSettings
@@ -100,27 +102,33 @@ def prepare(
 
 
 def make_admin_token(state: Path) -> Path:
-    """``STATE/admin.token`` (mode 0600), made if it is not there; its file."""
+    """``STATE/admin.token`` (mode 0600), made anew where it is not in force; its file."""
     path = state / "admin.token"
     settings = ControllerSettings.load(file=state / "controller.toml")
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        database = Database(settings.database_url)
-        try:
-            upgrade(database)
-            with database.transaction() as session:
+    now = datetime.now(UTC)
+    database = Database(settings.database_url)
+    try:
+        upgrade(database)
+        with database.transaction() as session:
+            if not _in_force(session, path, now):
                 issued = issue_token(
-                    session,
-                    name=ADMIN,
-                    role=Role.ADMIN,
-                    now=datetime.now(UTC),
-                    actor="distrib up",
-                    replace=True,
+                    session, name=ADMIN, role=Role.ADMIN, now=now, actor="distrib up", replace=True
                 )
-        finally:
-            database.close()
-        _write(path, issued.secret + "\n", mode=0o600)
+                _write(path, issued.secret + "\n", mode=0o600)
+    finally:
+        database.close()
     return path
+
+
+def _in_force(session: Session, path: Path, now: datetime) -> bool:
+    if not path.exists():
+        return False
+    try:
+        authenticate(session, f"Bearer {path.read_text(encoding='utf-8')}", now=now)
+    except Unauthenticated:
+        return False
+    return True
 
 
 async def run_up(

@@ -30,6 +30,9 @@ QUEUED_MESSAGES = 100_000
 """A controller that connects is sent three retained messages of every node at once; mosquitto's
 default of 1000 would drop what is beyond it."""
 
+_MEANT = ("does not contain '%c' or '%u'", "should not be run as root")
+"""Warnings about what is meant: topics that all may read, and the account that started us."""
+
 _SBIN = ("/usr/sbin", "/usr/local/sbin")
 
 
@@ -93,7 +96,7 @@ def broker_config(settings: BrokerSettings, state_dir: Path) -> str:
         "tls_version tlsv1.2",
         "set_tcp_nodelay true",
         "persistence true",
-        f"persistence_location {state_dir}/",
+        f"persistence_location {state_dir}{os.sep}",
         "autosave_interval 30",
         f"max_packet_size {MESSAGE_MAX_BYTES + PACKET_OVERHEAD_BYTES}",
         f"message_size_limit {MESSAGE_MAX_BYTES}",
@@ -183,7 +186,7 @@ def find_mosquitto() -> str:
 def _log_line(line: str) -> None:
     if line.startswith("Error"):
         log.error("broker", line=line)
-    elif line.startswith("Warning") and "does not contain '%c' or '%u'" not in line:
+    elif line.startswith("Warning") and not any(known in line for known in _MEANT):
         log.warning("broker", line=line)
     else:
         log.debug("broker", line=line)

@@ -26,6 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from pydantic import Field
 
+from distrib.bus.messages import MESSAGE_MAX_BYTES
 from distrib.bus.topics import DEFAULT_PREFIX, Topics
 from distrib.config import Section
 from distrib.errors import ConfigInvalid
@@ -118,12 +119,17 @@ class Bus:
     def retain(self, topic: str, payload: bytes, *, qos: int = 1) -> None:
         """Publish retained; replaces what waits for the same topic. Never blocks.
 
-        An empty payload deletes the retained message."""
+        An empty payload deletes the retained message. One of more than MESSAGE_MAX_BYTES is
+        dropped: the broker would cut the connection, each time that it is tried again."""
+        if self._is_too_large(topic, payload):
+            return
         self._newest[topic] = Publication(topic, payload, qos, retain=True)
         self._outbox_filled()
 
     def send(self, topic: str, payload: bytes, *, expiry_s: int | None = None) -> None:
         """Publish once with QoS 1, in order. Never blocks; the oldest give way past the bound."""
+        if self._is_too_large(topic, payload):
+            return
         self._queue.append(Publication(topic, payload, 1, retain=False, expiry_s=expiry_s))
         self._outbox_filled()
 
@@ -254,6 +260,12 @@ class Bus:
                     if self._newest.get(topic) is publication:
                         del self._newest[topic]
             self._idle.set()
+
+    def _is_too_large(self, topic: str, payload: bytes) -> bool:
+        if len(payload) <= MESSAGE_MAX_BYTES:
+            return False
+        log.error("bus-message-too-large", topic=topic, size_bytes=len(payload))
+        return True
 
     def _outbox_filled(self) -> None:
         self._idle.clear()
