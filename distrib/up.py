@@ -183,7 +183,8 @@ def _child(state: Path, name: str) -> Child:
         if not event:
             log.warning(name, line=line)
         elif level in {"warning", "error", "critical"}:
-            log.warning(name, **{key: event[key] for key in event if key in _SHOWN})
+            shown = {key: event[key] for key in event if key in _SHOWN}
+            log.warning(str(event.get("event", "said")), service=name, **shown)
 
     return Child(
         name,
@@ -194,7 +195,7 @@ def _child(state: Path, name: str) -> Child:
     )
 
 
-_SHOWN = frozenset({"event", "why", "code", "hint", "topic", "node", "image"})
+_SHOWN = frozenset({"why", "code", "hint", "topic", "node", "image"})
 
 
 def _event(line: str) -> dict[str, object]:
