@@ -38,7 +38,7 @@ def signed_by_catalogue(farm: Farm, site_list: SiteList) -> bytes:
 def test_forged_expired_and_old_site_lists_are_refused_each_with_its_code(farm: Farm) -> None:
     image = farm.publish(2 * MIB, alias="believed")
     node = farm.nodes["wn1"]
-    genuine = retained(farm, "controller", "site-list")
+    genuine = retained(farm, "wn4", "site-list")
     current = parse_site_list(open_smime(genuine).content)
     eventually("the node follows", lambda: report(node)["site_list_version"] == current.version)
     now = datetime.now(UTC)
@@ -72,7 +72,7 @@ def test_a_torrent_in_the_place_of_another_is_refused_against_the_site_list(
     node = farm.nodes["wn2"]
     infohash = farm.ask("image", "show", "replaced")["infohash"]
     topic = f"torrent/{infohash}"
-    genuine = retained(farm, "seeder", topic)
+    genuine = retained(farm, "wn4", topic)
     (tmp_path / "image.raw").write_bytes(os.urandom(2 * MIB))
     make_torrent(tmp_path / "image.raw", piece_bytes=64 << 10, out=tmp_path / "other")
     retain(farm, "seeder", {topic: info_of((tmp_path / "other").read_bytes())})
