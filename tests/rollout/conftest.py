@@ -147,13 +147,10 @@ class FakeNode:
         """The desired images by version, once they fit."""
         async with asyncio.timeout(LIMIT_S):
             while True:
-                images = (
-                    {image.version: image for image in self.desired.images if self.desired}
-                    if self.desired
-                    else {}
-                )
-                if self.desired is not None and fits(images):
-                    return images
+                images = self.desired.images if self.desired else ()
+                by_version = {image.version: image for image in images}
+                if self.desired is not None and fits(by_version):
+                    return by_version
                 self._news.clear()
                 await self._news.wait()
 
