@@ -186,6 +186,7 @@ class Controller:
             log.info("controller-ready", address=settings.api.address, port=port)
             await stop.wait()
             log.info("controller-stopping")
+            self._rollouts.end_watches()
 
     @asynccontextmanager
     async def _tasks(self, stop: asyncio.Event) -> AsyncIterator[None]:

@@ -62,6 +62,7 @@ class Rollouts:
         )
         self._thread_loop: asyncio.AbstractEventLoop | None = None
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._ending = False
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -116,7 +117,7 @@ class Rollouts:
                 news.clear()
                 document = await self.show(rollout)
                 yield document
-                if document["state"] != machine.Phase.RUNNING:
+                if document["state"] != machine.Phase.RUNNING or self._ending:
                     return
                 await asyncio.sleep(WATCH_GAP_S)
                 await news.wait()
@@ -124,6 +125,13 @@ class Rollouts:
             watchers.discard(news)
             if not watchers and self._watchers.get(rollout) is watchers:
                 del self._watchers[rollout]
+
+    def end_watches(self) -> None:
+        """Let every ``watch`` end: whoever watches comes back to the next controller."""
+        self._ending = True
+        for watchers in self._watchers.values():
+            for news in watchers:
+                news.set()
 
     async def node_view(self, name: str) -> Document:
         """Presence and newest report of a node, as far as there are any."""
