@@ -30,6 +30,9 @@ QUEUED_MESSAGES = 100_000
 """A controller that connects is sent three retained messages of every node at once; mosquitto's
 default of 1000 would drop what is beyond it."""
 
+QUEUED_BYTES = 256 * 1024 * 1024
+"""Of one client: what waits for a controller that is away must not fill the memory."""
+
 _MEANT = ("does not contain '%c' or '%u'", "should not be run as root")
 """Warnings about what is meant: topics that all may read, and the account that started us."""
 
@@ -101,6 +104,7 @@ def broker_config(settings: BrokerSettings, state_dir: Path) -> str:
         f"max_packet_size {MESSAGE_MAX_BYTES + PACKET_OVERHEAD_BYTES}",
         f"message_size_limit {MESSAGE_MAX_BYTES}",
         f"max_queued_messages {QUEUED_MESSAGES}",
+        f"max_queued_bytes {QUEUED_BYTES}",
         "log_dest stderr",
         "log_type error",
         "log_type warning",

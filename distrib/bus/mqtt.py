@@ -99,13 +99,18 @@ class Bus:
         client_id: str,
         will: Publication | None = None,
         on_connect: Callable[[], None] | None = None,
+        session_expiry_s: int = 0,
     ) -> None:
+        """``session_expiry_s``: how long the broker keeps QoS 1 messages for us while we are away.
+
+        With 0, what is not retained is lost to us then."""
         self.topics = Topics(settings.prefix)
         self.connected = asyncio.Event()
         self._settings = settings
         self._client_id = client_id
         self._will = will
         self._on_connect = on_connect
+        self._session_expiry_s = session_expiry_s
         self._handlers: dict[str, Handler] = {}
         self._newest: dict[str, Publication] = {}
         self._queue: deque[Publication] = deque(maxlen=OUTBOX_MESSAGES)
@@ -213,6 +218,8 @@ class Bus:
             will=None
             if will is None
             else aiomqtt.Will(will.topic, will.payload, qos=will.qos, retain=will.retain),
+            clean_start=self._session_expiry_s == 0,
+            properties=self._session(),
             # A node's `desired` of hundreds of images arrives in one go.
             max_queued_incoming_messages=0,
         ) as client:
@@ -231,6 +238,11 @@ class Bus:
                     await self._receive(client)
                 finally:
                     sender.cancel()
+
+    def _session(self) -> Properties:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = self._session_expiry_s
+        return properties
 
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:

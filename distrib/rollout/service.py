@@ -27,6 +27,8 @@ from distrib.rollout.views import Document, node_view, rollout_view
 
 WATCH_GAP_S = 0.2
 LISTED = 100
+SESSION_EXPIRY_S = 7 * 86400
+"""Events of nodes are for the audit: the broker keeps them while the controller is away."""
 
 T = TypeVar("T")
 Held = dict[str, tuple[Assigned, ...]]
@@ -51,7 +53,12 @@ class Rollouts:
         silent_s: float = machine.DEFAULT_SILENT_S,
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
-        self.bus = Bus(bus, client_id=CONTROLLER, on_connect=self._on_connect)
+        self.bus = Bus(
+            bus,
+            client_id=CONTROLLER,
+            on_connect=self._on_connect,
+            session_expiry_s=SESSION_EXPIRY_S,
+        )
         self._also_on_connect = on_connect
         self._database = database
         self._clock = clock

@@ -84,7 +84,9 @@ MakeBus = Callable[..., Bus]
 def make_bus(pki: Demo, port: int) -> MakeBus:
     certs = pki.site.directory / "certs"
 
-    def make(name: str, *, will: Publication | None = None, **changes: object) -> Bus:
+    def make(
+        name: str, *, will: Publication | None = None, session_expiry_s: int = 0, **changes: object
+    ) -> Bus:
         settings = BusSettings(
             port=port,
             ca=pki.site.directory / "ca.pem",
@@ -92,7 +94,7 @@ def make_bus(pki: Demo, port: int) -> MakeBus:
             key=certs / f"{name}.key",
             reconnect_max_s=0.5,
         ).model_copy(update=changes)
-        return Bus(settings, client_id=name, will=will)
+        return Bus(settings, client_id=name, will=will, session_expiry_s=session_expiry_s)
 
     return make
 

@@ -239,6 +239,24 @@ async def test_a_restarted_controller_goes_on_and_says_nothing_twice(site: Any) 
         assert (one.generations, two.generations) == told
 
 
+async def test_events_reach_the_audit_though_the_controller_was_down(site: Any) -> None:
+    one = site.nodes["wn001"]
+    async with one.online():
+        async with site.service() as rollouts:
+            await online(rollouts, "wn001")
+        event = Event(node="wn001", id="while-down", at=datetime.now(UTC), kind=EventKind.LEASED)
+        one.bus.send("distrib/v1/node/wn001/event", encode(event))
+        async with asyncio.timeout(LIMIT_S):
+            await one.bus._idle.wait()
+
+        async def kept() -> bool:
+            with site.database.reading() as session:
+                return session.get(models.NodeEvent, ("wn001", "while-down")) is not None
+
+        async with site.service() as rollouts:
+            await turn_until(rollouts, kept)
+
+
 async def test_a_broker_that_lost_everything_is_told_again(site: Any, tmp_path: Any) -> None:
     one = site.nodes["wn001"]
     async with site.service() as rollouts, one.online():
