@@ -103,7 +103,7 @@ class Agent:
                 cache=self._cache,
                 sessions=self._sessions,
                 torrents=self._torrents,
-                resume=ResumeFiles(settings.state_dir / "resume"),
+                resume=ResumeFiles(settings.state_dir / "resume", boot_id=self._boot_id),
                 on_parent_lost=self._on_parent_lost,
             ),
             self._authority,

@@ -22,9 +22,14 @@ from distrib.swarm.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
-CHECKPOINT_S = 1.0
-CHECKPOINT_SHARE = 0.02
-"""A checkpoint is due after this share of the image, so that a crash costs little more."""
+HAND_OVER_S = 0.1
+HAND_OVER_SHARE = 0.01
+"""How often, and after which share of the image, what is verified is noted for this boot."""
+
+CHECKPOINT_MIN_S = 0.5
+CHECKPOINT_REST = 4
+"""A checkpoint that took a second is followed by so many seconds without one: fsync must not eat
+the disk's time."""
 
 
 class Pull:
@@ -46,7 +51,6 @@ class Pull:
         self._resume_files = resume_files
         self._before = resumed or Resume(have=())
         self._digest = PrefixDigest(target.fd)
-        self._saved_bytes = transfer.done_bytes
 
     @property
     def info(self) -> TorrentInfo:
@@ -68,7 +72,10 @@ class Pull:
         Raises what the sources raise, or StorageFailed. After a failure or cancellation the
         resume file is as new as the last checkpoint.
         """
-        checkpoints = asyncio.create_task(self._checkpoints(), name=f"checkpoint {self._name}")
+        notes = [
+            asyncio.create_task(self._checkpoints(), name=f"checkpoint {self._name}"),
+            asyncio.create_task(self._hand_overs(), name=f"hand over {self._name}"),
+        ]
         try:
             async with asyncio.TaskGroup() as group:
                 for source in sources:
@@ -78,8 +85,9 @@ class Pull:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            checkpoints.cancel()
-            await asyncio.gather(checkpoints, return_exceptions=True)
+            for task in notes:
+                task.cancel()
+            await asyncio.gather(*notes, return_exceptions=True)
 
     async def conclude(self) -> bytes:
         """Make all of it durable and compare its SHA-512; returns the torrent with its layers.
@@ -103,31 +111,50 @@ class Pull:
 
     async def checkpoint(self) -> None:
         """Make what is verified durable, say so in the resume file, and hash on."""
-        have = tuple(bool(held) for held in self.transfer.have)
-        prefix_bytes = min(
-            self.transfer.verified_prefix * self.info.piece_bytes, self.info.size_bytes
-        )
-        resume = Resume(have, self.fetched_bytes, self.wasted_bytes)
+        prefix_bytes = self.transfer.verified_prefix * self.info.piece_bytes
+        resume = self._noted()
         await self.transfer.flush()
         async with asyncio.TaskGroup() as group:
             group.create_task(asyncio.to_thread(self._persist, resume))
-            group.create_task(self._digest.advance(prefix_bytes))
-        self._saved_bytes = self.transfer.done_bytes
+            group.create_task(self._digest.advance(min(prefix_bytes, self.info.size_bytes)))
+
+    async def hand_over(self) -> None:
+        """Give what is verified to the kernel, and note it for as long as this kernel runs."""
+        resume = self._noted()
+        await self.transfer.flush()
+        await asyncio.to_thread(self._resume_files.save_for_this_boot, self.info.infohash, resume)
+
+    def _noted(self) -> Resume:
+        have = tuple(bool(held) for held in self.transfer.have)
+        return Resume(have, self.fetched_bytes, self.wasted_bytes)
 
     @property
     def _name(self) -> str:
         return self.info.infohash[:12]
 
     async def _checkpoints(self) -> None:
-        due_bytes = max(int(self.info.size_bytes * CHECKPOINT_SHARE), self.info.piece_bytes)
+        loop = asyncio.get_running_loop()
+        rest_s, saved_bytes = CHECKPOINT_MIN_S, self.transfer.done_bytes
         while not self.transfer.is_complete:
-            await asyncio.sleep(CHECKPOINT_S)
-            if self.transfer.done_bytes - self._saved_bytes >= due_bytes:
+            await asyncio.sleep(rest_s)
+            began_s, done_bytes = loop.time(), self.transfer.done_bytes
+            if done_bytes > saved_bytes:
                 try:
                     await self.checkpoint()
+                    saved_bytes = done_bytes
                 except* StorageFailed as errors:
-                    # The next one, or the end, meets the same fault and reports it.
+                    # The end meets the same fault and reports it.
                     log.warning("checkpoint-failed", why=str(errors.exceptions[0]))
+            rest_s = max(CHECKPOINT_MIN_S, CHECKPOINT_REST * (loop.time() - began_s))
+
+    async def _hand_overs(self) -> None:
+        due_bytes = max(int(self.info.size_bytes * HAND_OVER_SHARE), self.info.piece_bytes)
+        noted_bytes = self.transfer.done_bytes
+        while not self.transfer.is_complete:
+            await asyncio.sleep(HAND_OVER_S)
+            if self.transfer.done_bytes - noted_bytes >= due_bytes:
+                noted_bytes = self.transfer.done_bytes
+                await self.hand_over()
 
     def _persist(self, resume: Resume) -> None:
         _fsync(self._target)

@@ -98,9 +98,10 @@ class RunningPull:
         """Pull to ``ready`` and return the transfer, which seeds on; None when it failed."""
         infohash = self.image.infohash
         cache = self._parts.cache
-        was = await asyncio.to_thread(cache.start_pull, infohash)
+        before = cache.record(infohash)
+        await asyncio.to_thread(cache.start_pull, infohash)
         try:
-            await self._pull(fresh=was.reason is not NodeReason.RESUMED)
+            await self._pull(fresh=before is None or before.state is State.RESERVED)
         except DistribError as error:
             await self._close()
             reason = next((r for kind, r in _REASONS if isinstance(error, kind)), None)
@@ -132,6 +133,12 @@ class RunningPull:
                 self._raw_info,
                 target.directory,
                 have=resumed.have if resumed else None,
+            )
+            log.info(
+                "pull-begins",
+                image=self.image.ref,
+                infohash=infohash,
+                resumed_bytes=self.transfer.done_bytes,
             )
             self._limit()
             self.pull = Pull(

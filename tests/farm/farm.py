@@ -15,6 +15,7 @@ from typing import Any
 from cryptography import x509
 
 from agent.socket.client import ask
+from distrib.errors import NetworkError
 from distrib.trust.names import slash_form
 from tests.farm.network import Host, Network, shaped_network
 from tests.farm.process import BIN, CommandFailed, Daemon, answer, command, eventually
@@ -86,7 +87,15 @@ class Node:
             [*self.host.prefix, str(BIN / "distrib-agent"), "run", "--config", str(self._config)],
             log=self.directory / "agent.log",
         )
-        eventually(f"{self.name} answers", self.socket.is_socket, daemon=self.agent, limit_s=30)
+        eventually(f"{self.name} answers", self.answers, daemon=self.agent, limit_s=30)
+
+    def answers(self) -> bool:
+        """Whether the agent serves its socket (the file outlives an agent that was killed)."""
+        try:
+            ask(self.socket, "status")
+        except NetworkError:
+            return False
+        return True
 
     def kill(self) -> None:
         """kill -9."""

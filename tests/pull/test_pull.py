@@ -28,7 +28,7 @@ class Node:
     def __init__(self, directory: Path, published: Published) -> None:
         self.published = published
         self.store = FileStore(directory / "cache", 4 * IMAGE_BYTES)
-        self.resume_files = ResumeFiles(directory / "resume")
+        self.resume_files = ResumeFiles(directory / "resume", boot_id="this boot")
         self.sha512 = hashlib.sha512(published.data).hexdigest()
 
     @property

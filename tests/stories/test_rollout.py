@@ -74,24 +74,27 @@ def test_six_nodes_end_with_identical_bytes(shaped: tuple[Farm, Network]) -> Non
     assert network.sent_bytes(farm.head_host) - before < 2 * 32 * MIB
 
 
-def test_a_killed_agent_goes_on_and_fetches_little_twice(farm: Farm) -> None:
-    image = farm.publish(64 * MIB, alias="killed")
+def test_a_killed_agent_goes_on_and_fetches_little_twice(shaped: tuple[Farm, Network]) -> None:
+    farm, _ = shaped
+    image = farm.publish(48 * MIB, alias="killed")
     node = farm.nodes["wn1"]
-    rollout = start(farm, image, "wn1", "--download-mbit=80")
+    rollout = start(farm, image, "wn1")
     half_way(node, image)
     before = node.image(image)
     node.kill()
     node.start()
-    eventually("the pull goes on", lambda: (node.image(image) or {}).get("resumed_bytes"))
-    resumed = node.image(image)
+    resumed = eventually(
+        "the pull goes on",
+        lambda: (found := node.image(image)) and found["resumed_bytes"] and found,
+    )
     wait(farm, rollout)
     after = node.image(image)
-    assert before and resumed and after
+    assert before
+    assert after
     assert sha256(node.volume(image)) == image.sha256
-    # What was verified before the kill and was not on disk afterwards came twice.
+    # What was verified before the kill and was not found afterwards came twice.
     twice = before["bytes_done"] - resumed["resumed_bytes"] + after["wasted_bytes"]
-    assert twice < 0.05 * 64 * MIB
-    assert after["fetched_bytes"] <= 64 * MIB + MIB
+    assert twice < 0.05 * 48 * MIB
 
 
 def test_the_broker_is_away_for_ten_seconds_and_pulls_go_on(shaped: tuple[Farm, Network]) -> None:
@@ -114,8 +117,12 @@ def test_the_broker_is_away_for_ten_seconds_and_pulls_go_on(shaped: tuple[Farm, 
         eventually("ten seconds", lambda: time.monotonic() - stopped_s > 10)
     finally:
         os.kill(broker, signal.SIGCONT)
-    shown = wait(farm, rollout)
-    assert shown["summary"]["ready"] == 6  # type: ignore[index]
+    # Nodes that the broker thought dead come back by themselves.
+    eventually(
+        "all six are ready",
+        lambda: farm.ask("rollout", "status", rollout)["summary"]["ready"] == 6,
+    )
+    wait(farm, rollout)
     assert {sha256(node.volume(image)) for node in farm.nodes.values()} == {image.sha256}
 
 
