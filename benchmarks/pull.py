@@ -45,6 +45,8 @@ def loop_device(directory: Path, size_bytes: int) -> Iterator[Path]:
     try:
         yield Path(made.stdout.strip())
     finally:
+        # The flag that sealing sets outlives the loop device.
+        subprocess.run(["blockdev", "--setrw", made.stdout.strip()], check=True)
         subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
         backing.unlink()
 

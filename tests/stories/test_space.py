@@ -50,6 +50,8 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
     )
     device = Path(made.stdout.strip())
     yield device
+    # The flag that sealing sets outlives the loop device.
+    subprocess.run(["blockdev", "--setrw", str(device)], check=True)
     subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
