@@ -1,3 +1,1 @@
 """The node agent: pulls, verifies, caches, leases and launches VM images on a worker node."""
-
-__version__ = "0.1.0"

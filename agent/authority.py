@@ -80,6 +80,7 @@ class Authority:
         self._list_sha512: str | None = None
         self._authentic = False
         self._waiting_list: bytes | None = None
+        self._waiting_desired: bytes | None = None
         self._generation = 0
         self._sequence = 0
         durable.make_directory(state_dir)
@@ -171,6 +172,9 @@ class Authority:
         verdict.require()
         durable.replace(self._state_dir / "site-list.smime", message)
         self._enforce(verdict)
+        waiting, self._waiting_desired = self._waiting_desired, None
+        if waiting is not None:
+            self._guarded("desired", lambda: self.offer_desired(waiting))
         return True
 
     def offer_crl(self, pem: bytes) -> bool:
@@ -194,7 +198,10 @@ class Authority:
         try:
             desired = self._take_desired(envelope, self._generation)
         except DistribError as error:
+            # Retained messages come in any order: the list that names the key may be next.
+            self._waiting_desired = envelope
             raise self._refusal(error) from None
+        self._waiting_desired = None
         durable.replace(self._state_dir / "desired.json", envelope)
         self._save_floors()
         return desired

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import structlog
 
-from agent import __version__
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.device import DeviceStore
@@ -31,6 +30,7 @@ from agent.systemd import notify, watchdog_interval_s
 from distrib.bus.messages import Caps, EventKind, ParentLost, Presence, State, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
+from distrib.command import product_version
 from distrib.errors import DistribError
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
@@ -152,7 +152,7 @@ class Agent:
             await stack.enter_async_context(server.running())
             self._puller.wake()
             notify("READY=1")
-            log.info("agent-ready", node=self._settings.node, version=__version__)
+            log.info("agent-ready", node=self._settings.node, version=product_version())
             await stop.wait()
             notify("STOPPING=1")
             log.info("agent-stopping", node=self._settings.node)
@@ -295,7 +295,7 @@ class Agent:
         presence = Presence(
             node=self._settings.node,
             online=online,
-            agent_version=__version__,
+            agent_version=product_version(),
             boot_id=self._boot_id,
             swarm_port=self._swarm_port,
             cache_bytes=snapshot.capacity_bytes,

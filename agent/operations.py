@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agent import __version__
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.holders import (
@@ -32,6 +31,7 @@ from agent.settings import AgentSettings
 from agent.socket.caller import Caller, owner_of_process
 from agent.socket.server import Args, Operation, Send
 from distrib.bus.messages import EventKind, State, describe
+from distrib.command import product_version
 from distrib.errors import (
     Forbidden,
     MessageInvalid,
@@ -114,7 +114,7 @@ class Operations:
         _parse(_Args, args)
         site_list = self._authority.site_list
         return {
-            "version": __version__,
+            "version": product_version(),
             "pid": os.getpid(),
             "site_list_age_s": self._authority.list_age_s,
             "site": site_list.site if site_list else None,

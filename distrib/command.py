@@ -1,78 +1,160 @@
-"""How every command of distrib and of the agent ends: one line, an exit code, no traceback.
+"""How every command of distrib and of the agent is found, and how it ends.
 
-``run`` wraps a click group. With ``--json`` among the arguments an error is an object on standard
-output (docs/formats/exit-codes.md).
+One line and an exit status, never a traceback; with ``--json`` among the arguments an error is an
+object on standard output (docs/formats/exit-codes.md). Modules of commands are imported when they
+are called: ``--help`` and a hook must not wait for the libraries of a service.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import click
 
-from distrib.errors import DistribError, ExitStatus, TrustRefused
+from distrib.errors import DistribError, ExitStatus, OperatorError, TrustRefused
+from distrib.printable import printable
 
 INTERRUPTED = 130
-DEBUG_VARIABLE = "DISTRIB_DEBUG"
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A command that is imported when it is called: ``attribute`` of ``module``."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+class Interrupted(Exception):
+    """Ctrl-C. click would end the line on standard error, and so break the quiet of scripts."""
+
+
+class ReaderGone(Exception):
+    """Nobody reads our output any more. click would call that a failure."""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name, and imports the one that is called."""
+
+    commands_by_name: ClassVar[Mapping[str, Lazy]] = {}
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; what click has an opinion of is taken out of its sight."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
+        except BrokenPipeError:
+            raise ReaderGone from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which they are used."""
+        return list(self.commands_by_name)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; None for a name that there is not."""
+        lazy = self.commands_by_name.get(cmd_name)
+        if lazy is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in ``--help``, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.help) for name, one in self.commands_by_name.items()])
 
 
 def run(group: click.Group, *, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command line and exit the process."""
+    """Run the command of ``arguments`` (default: the process's) and exit with its status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(group, name, given))
+
+
+def _run(group: click.Group, name: str, arguments: list[str]) -> int:
+    as_json = "--json" in arguments
     try:
-        status = group.main(given, prog_name=name, standalone_mode=False)
-    except DistribError as error:
-        _tell(name, error, as_json="--json" in given)
-        sys.exit(int(error.exit_status))
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        _tell_usage(name, error, as_json="--json" in given)
-        sys.exit(int(ExitStatus.USAGE))
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of the pipe has gone; flushing at exit must not complain either.
+        status = group.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except (click.Abort, Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    except (ReaderGone, BrokenPipeError):
+        # Whoever read our output has had enough. Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(int(ExitStatus.DONE))
+        return 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitStatus.USAGE
     except Exception as error:  # noqa: BLE001
-        _tell_bug(name, error, as_json="--json" in given)
-        sys.exit(int(ExitStatus.BUG))
-    sys.exit(status if isinstance(status, int) else int(ExitStatus.DONE))
+        return _fail(name, _ours(error), as_json=as_json)
 
 
-def printable(text: str) -> str:
-    """``text`` without what would steer a terminal: data comes from lists that others wrote."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+def _ours(error: Exception) -> DistribError:
+    if isinstance(error, DistribError):
+        return error
+    return _usage_error(error) if isinstance(error, click.ClickException) else _bug(error)
 
 
-def _tell(name: str, error: DistribError, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({"error": error.as_dict()}, indent=2))
-        return
-    hint = f" ({printable(error.hint)})" if error.hint else ""
-    click.echo(f"{name}: {printable(error.message)}{hint}", err=True)
-    if isinstance(error, TrustRefused):
-        for reason in error.reasons:
-            click.echo(f"  {reason['code']}: {printable(reason['message'])}", err=True)
+def _usage_error(error: click.ClickException) -> OperatorError:
+    hint = ""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"see {error.ctx.command_path} --help"
+    return OperatorError(error.format_message().rstrip("."), hint=hint)
 
 
-def _tell_usage(name: str, error: click.ClickException, *, as_json: bool) -> None:
-    usage = DistribError(error.format_message(), hint=f"{name} --help")
-    usage.code, usage.exit_status = "usage", ExitStatus.USAGE
-    _tell(name, usage, as_json=as_json)
-
-
-def _tell_bug(name: str, error: Exception, *, as_json: bool) -> None:
-    if os.environ.get(DEBUG_VARIABLE):
+def _bug(error: Exception) -> DistribError:
+    what = f"unexpected {type(error).__name__}: {error}"
+    if os.environ.get("DISTRIB_DEBUG"):
         traceback.print_exception(error)
-    bug = DistribError(
-        f"{type(error).__name__}: {error}",
-        hint=f"a bug: {DEBUG_VARIABLE}=1 shows where; please report it",
+        return DistribError(what, hint="this is a bug: please report it")
+    return DistribError(
+        what,
+        hint=f"this is a bug: {_keep_traceback(error)} has the traceback, or set DISTRIB_DEBUG=1",
     )
-    _tell(name, bug, as_json=as_json)
+
+
+def _keep_traceback(error: Exception) -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    text = "".join(traceback.format_exception(error))
+    for folder in (Path(base) / "distrib", Path(tempfile.gettempdir())):
+        file = folder / "distrib-error.log"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(f"distrib {product_version()} {sys.argv[1:2]}\n{text}\n")
+        except OSError:
+            continue
+        return file
+    return Path(os.devnull)
+
+
+def _fail(name: str, error: DistribError, *, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps({"error": error.as_dict()}))
+        return error.exit_status
+    hint = f" ({error.hint})" if error.hint else ""
+    click.echo(printable(f"{name}: {error.message}{hint}"), err=True)
+    if isinstance(error, TrustRefused) and len(error.reasons) > 1:
+        for reason in error.reasons:
+            click.echo(printable(f"  {reason['code']}: {reason['message']}"), err=True)
+    return error.exit_status
+
+
+def product_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("distrib")
+    except PackageNotFoundError:
+        return "unknown"

@@ -51,8 +51,8 @@ class Settings(BaseSettings):
     ) -> Self:
         """Read the settings.
 
-        ``file`` is TOML (none: no file); ``flags`` maps dotted keys (``"api.port"``) to values, None
-        meaning not given; ``environ`` is the environment (default: the process's).
+        ``file`` is TOML (none: no file); ``flags`` maps dotted keys (``"api.port"``) to values,
+        None meaning not given; ``environ`` is the environment (default: the process's).
         Raises ConfigInvalid naming source, key, value and what is allowed.
         """
         environment = dict(os.environ if environ is None else environ)

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import click
 
-from agent import __version__
-from distrib.command import run as run_command
+from distrib.command import Lazy, LazyGroup, product_version, run
 
 DEFAULT_SOCKET = Path("/run/distrib/agent.sock")
 SOCKET_VARIABLE = "DISTRIB_AGENT_SOCKET"
 
-_COMMANDS = {
-    "run": "agent.cli.daemon",
-    "status": "agent.cli.status",
-    "verify": "agent.cli.status",
-    "lease": "agent.cli.leases",
-    "release": "agent.cli.leases",
-    "leases": "agent.cli.leases",
-    "pin": "agent.cli.leases",
-    "unpin": "agent.cli.leases",
-    "launch": "agent.cli.launch",
-}
+
+class Commands(LazyGroup):
+    """All commands of ``distrib-agent``."""
+
+    commands_by_name: ClassVar[Mapping[str, Lazy]] = {
+        "run": Lazy("agent.cli.daemon", "run", "Run the agent in the foreground."),
+        "status": Lazy("agent.cli.status", "status", "What this node holds and does."),
+        "lease": Lazy("agent.cli.leases", "lease", "Give a writable instance of an image."),
+        "release": Lazy("agent.cli.leases", "release", "Give a lease back."),
+        "leases": Lazy("agent.cli.leases", "leases", "Your leases, or all of them."),
+        "launch": Lazy("agent.cli.launch", "launch", "Boot an image and run a job in it."),
+        "pin": Lazy("agent.cli.leases", "pin", "Keep an image, whatever room is needed."),
+        "unpin": Lazy("agent.cli.leases", "unpin", "Let an image go when room is needed."),
+        "verify": Lazy("agent.cli.status", "verify", "Read an image again, compare every piece."),
+    }
 
 
-class _LazyGroup(click.Group):
-    """Loads a command's module when it is called: a hook must not wait for libtorrent."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command: click.Command = getattr(import_module(module), cmd_name)
-        return command
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="distrib-agent")
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit: as `distrib`; `launch` ends with the job's own status.",
+)
 @click.option(
     "--socket",
     type=click.Path(path_type=Path),
@@ -50,12 +43,17 @@ class _LazyGroup(click.Group):
     show_default=f"${SOCKET_VARIABLE} or {DEFAULT_SOCKET}",
     help="The agent's local socket.",
 )
+@click.version_option(product_version(), prog_name="distrib-agent", message="%(prog)s %(version)s")
 @click.pass_context
-def agent(ctx: click.Context, socket: Path) -> None:
+def cli(ctx: click.Context, socket: Path) -> None:
     """The node agent of distrib, and questions to the one that runs here."""
     ctx.obj = socket
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point."""
-    run_command(agent, name="distrib-agent")
+    run(cli, name="distrib-agent", arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()

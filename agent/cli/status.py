@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from agent.socket.client import ask
-from distrib.command import printable
 from distrib.errors import ImageError
+from distrib.printable import printable
 
 VERIFY_LIMIT_S = 3600.0
 

@@ -12,9 +12,9 @@ import click
 
 from distrib.cli.client import LONG_S, ApiClient, connected, path_of
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
-from distrib.cli.printable import bytes_text
 from distrib.cli.progress import Advance, progress
 from distrib.errors import ImageError, NotFound, OperatorError
+from distrib.printable import bytes_text
 
 _CHUNK_BYTES = 1 << 20
 _LIST_MAX_BYTES = 12 << 20

@@ -8,7 +8,7 @@ import click
 
 from distrib.cli.client import connected, path_of
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
-from distrib.cli.printable import bytes_text, percent
+from distrib.printable import bytes_text, percent
 
 
 @click.group("node")

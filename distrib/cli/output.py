@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from distrib.cli.printable import printable
+from distrib.printable import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 

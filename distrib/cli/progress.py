@@ -18,7 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from distrib.cli.printable import bytes_text, percent
+from distrib.printable import bytes_text, percent
 
 _LINE_EVERY_S = 5.0
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distrib.cli.output import print_line, print_table
-from distrib.cli.printable import bytes_text, percent, printable
+from distrib.printable import bytes_text, percent, printable
 
 _TITLES = ("NODE", "STATE", "DONE", "RATE", "SINCE", "WHY")
 _STYLES = {"ready": "green", "failed": "red", "offline": "dim", "pulling": "cyan"}

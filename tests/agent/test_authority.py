@@ -179,7 +179,6 @@ def test_orders_are_the_controllers_for_this_node_and_never_go_back(
     node: Callable[[], Authority], world: World
 ) -> None:
     authority = node()
-    assert refused(lambda: authority.offer_desired(desired(5))) == ["not-ready"]
     authority.offer_site_list(world.signed_site_list())
     assert authority.offer_desired(desired(5)).generation == 5
     foreign = Ed25519PrivateKey.generate()
@@ -194,6 +193,17 @@ def test_orders_are_the_controllers_for_this_node_and_never_go_back(
     with pytest.raises(GenerationDown):
         node().offer_desired(desired(4))
     assert node().generation == 5
+
+
+def test_a_desired_state_that_comes_before_the_site_list_is_taken_up_after_it(
+    node: Callable[[], Authority], world: World
+) -> None:
+    authority = node()
+    with pytest.raises(NotReady):
+        authority.offer_desired(desired(5))
+    authority.offer_site_list(world.signed_site_list())
+    assert authority.desired is not None
+    assert authority.generation == 5
 
 
 def test_orders_are_carried_out_once_and_in_time(

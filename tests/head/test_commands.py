@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from distrib.cli.main import main
-from distrib.cli.printable import bytes_text, percent, printable
 from distrib.db.models import Role
+from distrib.printable import bytes_text, percent, printable
 from tests.head.stories import LIST, WORKER, Endorser, Head, entry, image_bytes
 
 Run = Callable[..., tuple[int, str, str]]
