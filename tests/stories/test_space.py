@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.farm.farm import Farm, Loopback, Node
+from tests.farm.farm import Farm, Node
 from tests.farm.process import CommandFailed
 from tests.stories.test_rollout import MIB, sha256, start, wait
 
 pytestmark = pytest.mark.timeout(180)
 
-
-@pytest.fixture
-def extra(farm: Farm) -> Iterator[list[Node]]:
-    """Nodes of one story, on certificates that the farm made beforehand."""
-    made: list[Node] = []
-    yield made
-    for node in made:
-        node.stop()
-        farm.distrib("node", "forget", node.name)
-        del farm.nodes[node.name]
-
-
-def join(farm: Farm, made: list[Node], number: int, **settings: object) -> Node:
-    name = f"extra{number}"
-    site = farm.pki / "site"
-    from tests.farm.process import command
-
-    if not (site / "certs" / f"{name}.pem").exists():
-        command(["distrib", "testpki", "issue", str(site), "--role", "node", "--name", name])
-    node = farm.add_node(name, Loopback(100 + number), **settings)
-    made.append(node)
-    node.start()
-    return node
+Join = Callable[..., Node]
 
 
 @pytest.fixture
@@ -55,9 +33,9 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
-def test_a_full_quota_fails_the_pull_before_a_byte(farm: Farm, extra: list[Node]) -> None:
+def test_a_full_quota_fails_the_pull_before_a_byte(farm: Farm, join: Join) -> None:
     image = farm.publish(16 * MIB, alias="toolarge")
-    node = join(farm, extra, 1, cache={"capacity_bytes": 8 * MIB})
+    node = join("small", cache={"capacity_bytes": 8 * MIB})
     rollout = start(farm, image, node.name)
     shown = wait(farm, rollout, "failed")
     row = shown["nodes"][0]  # type: ignore[index]
@@ -73,9 +51,9 @@ def test_a_full_quota_fails_the_pull_before_a_byte(farm: Farm, extra: list[Node]
 
 @pytest.mark.root
 def test_a_device_that_is_too_small_fails_before_a_byte_and_a_fitting_one_is_filled(
-    farm: Farm, extra: list[Node], loop_device: Path
+    farm: Farm, join: Join, loop_device: Path
 ) -> None:
-    node = join(farm, extra, 2, cache={"store": "device", "devices": [str(loop_device)]})
+    node = join("devices", cache={"store": "device", "devices": [str(loop_device)]})
     large = farm.publish(32 * MIB, alias="large")
     shown = wait(farm, start(farm, large, node.name), "failed")
     row = shown["nodes"][0]  # type: ignore[index]

@@ -1,0 +1,149 @@
+"""A job in a guest, through the agent: its output and exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.socket.client import ask
+from tests.farm.farm import Farm, Image, Node
+from tests.farm.process import BIN, CommandFailed, eventually
+from tests.launch.conftest import guest_image, libvirt_uri
+from tests.stories.test_rollout import sha256, start, wait
+
+__all__ = ["guest_image", "libvirt_uri"]
+
+pytestmark = pytest.mark.timeout(240)
+
+IDLE_BYTES = 120 * 1000 * 1000
+
+
+@pytest.fixture(scope="module")
+def launching(
+    farm: Farm, join: Callable[..., Node], libvirt_uri: str, guest_image: Path
+) -> Iterator[tuple[Node, Image]]:
+    """A node that may launch, and holds the guest image."""
+    node = join(
+        "launcher",
+        launch={"libvirt_uri": libvirt_uri, "memory_mib": 128},
+        cache={"cow_bytes": 64 << 20},
+    )
+    file = farm.directory / "guest.raw"
+    shutil.copy(guest_image, file)
+    image = farm.endorse(file, alias="guest")
+    farm.approve(image)
+    wait(farm, start(farm, image, node.name))
+    yield node, image
+
+
+@contextmanager
+def endless_job(node: Node) -> Iterator[subprocess.Popen[bytes]]:
+    """A launch whose job has started and does not end by itself."""
+    command = [str(BIN / "distrib-agent"), "--socket", str(node.socket), "launch", "guest", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"echo started; sleep 1000\n")
+        client.stdin.close()
+        try:
+            assert client.stdout.readline() == b"started\n"
+            yield client
+        finally:
+            client.kill()
+
+
+def run_log(node: Node) -> list[dict[str, object]]:
+    files = sorted((node.directory / "state" / "runlog").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_job_runs_in_a_fresh_instance_and_its_result_comes_back(
+    launching: tuple[Node, Image],
+) -> None:
+    node, image = launching
+    script = 'echo "to $1"; echo oops >&2; grep -m1 "model name" /proc/cpuinfo; exit 7\n'
+    with pytest.raises(CommandFailed) as ended:
+        node.run("launch", "guest", "--phases", "-", "you", stdin=script)
+    assert ended.value.status == 7
+    assert ended.value.out.startswith("to you\n")
+    assert "model name" in ended.value.out
+    assert "oops\n" in ended.value.err
+    assert "distrib-agent: booted after" in ended.value.err
+    began, over = run_log(node)[-2:]
+    assert (began["event"], over["event"], over["exit"]) == ("start", "end", 7)
+    assert began["image"] == image.identifier
+    assert node.ask("leases")["leases"] == []
+    assert list((node.cache / "instances").iterdir()) == []
+    assert list((node.directory / "state" / "run").iterdir()) == []
+    assert sha256(node.volume(image)) == image.sha256
+
+
+def test_the_guest_ends_with_the_command_that_launched_it(launching: tuple[Node, Image]) -> None:
+    node, _ = launching
+    with endless_job(node) as client:
+        client.send_signal(signal.SIGKILL)
+        client.wait()
+    eventually("the lease is given back", lambda: node.ask("leases")["leases"] == [])
+    eventually(
+        "nothing is left",
+        lambda: not list((node.directory / "state" / "run").iterdir()),
+    )
+    assert run_log(node)[-1]["event"] == "end"
+
+
+def test_what_a_killed_agent_left_is_ended_at_its_next_start(
+    launching: tuple[Node, Image], libvirt_uri: str
+) -> None:
+    node, _ = launching
+    with endless_job(node) as client:
+        node.kill()
+        assert client.wait(30) == 6
+
+    def domains() -> list[str]:
+        command = ["virsh", "-c", libvirt_uri, "list", "--name"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)
+        return listed.stdout.split()
+
+    assert len(domains()) == 1
+    node.start()
+    eventually("the guest is ended", lambda: domains() == [])
+    assert node.ask("leases")["leases"] == []
+    eventually("its instance is gone", lambda: not list((node.cache / "instances").iterdir()))
+
+
+def test_a_lease_dies_with_its_holder_also_over_a_restart(launching: tuple[Node, Image]) -> None:
+    node, image = launching
+    holder = subprocess.Popen(["sleep", "1000"])
+    try:
+        lease = node.ask("lease", "guest", f"--pid={holder.pid}", "--cow-mib=16")
+        assert node.state(image) == "leased"
+        assert Path(lease["device"]).exists()
+        node.stop()
+        node.start()
+        assert [one["lease"] for one in node.ask("leases")["leases"]] == [lease["lease"]]
+    finally:
+        holder.kill()
+        holder.wait()
+    node.stop()
+    node.start()
+    assert node.ask("leases")["leases"] == []
+    assert not Path(lease["device"]).exists()
+    assert node.state(image) == "ready"
+
+
+def test_an_idle_agent_is_small(farm: Farm) -> None:
+    node = farm.nodes["wn4"]
+    assert node.agent is not None
+    assert ask(node.socket, "status")["pid"] == node.agent.pid
+    status = Path(f"/proc/{node.agent.pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) * 1024 < IDLE_BYTES
