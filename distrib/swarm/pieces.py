@@ -54,6 +54,51 @@ def piece_hashes(torrent: bytes, info: TorrentInfo) -> list[bytes]:
     return hashes
 
 
+def torrent_from_resume_data(data: bytes, info: TorrentInfo) -> bytes:
+    """The torrent file, with its piece layer, out of libtorrent's resume data.
+
+    libtorrent can write it itself (``write_torrent_file``), in time that grows with the square of
+    the pieces: 5 s for 4,096. Its resume data hold a binary tree in one array, root first
+    (node i has the children 2i+1 and 2i+2): ``mask`` says which nodes ``hashes`` has, in order.
+    Raises TorrentMismatch when a piece's hash is in it neither itself nor by its blocks."""
+    document: Any = lt.bdecode(data)
+    raw = document[b"info"]
+    (entry,) = raw[b"file tree"].values()
+    layers = {}
+    if info.pieces > 1:
+        tree = document[b"trees"][0]
+        layers[entry[b""][b"pieces root"]] = b"".join(_layer_of_tree(tree, info))
+    torrent: Any = {b"info": raw, b"piece layers": layers}
+    return lt.bencode(torrent)
+
+
+def _layer_of_tree(tree: dict[bytes, bytes], info: TorrentInfo) -> Iterator[bytes]:
+    mask, hashes = tree[b"mask"], tree[b"hashes"]
+    held: dict[int, bytes] = {}
+    for node in range(len(mask) * 8):
+        if mask[node >> 3] & (0x80 >> (node & 7)):
+            at = len(held) * HASH_BYTES
+            held[node] = hashes[at : at + HASH_BYTES]
+    blocks = -(-info.size_bytes // BLOCK_BYTES)
+    width = 1 << (blocks - 1).bit_length()
+    blocks_per_piece = info.piece_bytes // BLOCK_BYTES
+    first_leaf, first_piece = width - 1, width // blocks_per_piece - 1
+    for index in range(info.pieces):
+        known = held.get(first_piece + index)
+        if known is None:
+            level = [
+                held.get(first_leaf + block, bytes(HASH_BYTES) if block >= blocks else b"")
+                for block in range(index * blocks_per_piece, (index + 1) * blocks_per_piece)
+            ]
+            if b"" in level:
+                raise TorrentMismatch(
+                    f"torrent {info.infohash[:12]}: the hash of piece {index} is not known",
+                    hint="it comes from peers once the piece is fetched",
+                )
+            known = _root(level)
+        yield known
+
+
 def check_volume(fd: int, torrent: bytes, info: TorrentInfo) -> Iterator[bool]:
     """For every piece in order, whether the bytes in ``fd`` are the right ones.
 

@@ -198,8 +198,7 @@ class SwarmSession:
             case lt.cache_flushed_alert():
                 transfer.on_flushed()
             case lt.save_resume_data_alert():
-                document: Any = lt.write_torrent_file(alert.params)
-                transfer.on_resume_data(lt.bencode(document))
+                transfer.on_resume_data(lt.write_resume_data_buf(alert.params))
             case lt.save_resume_data_failed_alert():
                 transfer.on_resume_data(None, alert.message())
             case _:

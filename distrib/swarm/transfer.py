@@ -23,6 +23,7 @@ from distrib.swarm.events import (
     StorageFault,
     TransferEvent,
 )
+from distrib.swarm.pieces import torrent_from_resume_data
 from distrib.swarm.torrent import TorrentInfo
 
 FLUSH_LIMIT_S = 60.0
@@ -140,11 +141,12 @@ class Transfer:
             ) from None
 
     async def torrent_file(self) -> bytes:
-        """The torrent with its piece layers, as far as they are known. Raises StorageFailed."""
+        """The torrent with its piece layers. Raises TorrentMismatch while pieces are missing."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._layers.append(answer)
         self._handle.save_resume_data(lt.save_resume_flags_t.save_info_dict)
-        return await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+        data = await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+        return await asyncio.to_thread(torrent_from_resume_data, data, self.info)
 
     # -- fed by the session ---------------------------------------------------------------------
 
@@ -201,14 +203,14 @@ class Transfer:
                 answer.set_result(None)
         self._flushes.clear()
 
-    def on_resume_data(self, torrent: bytes | None, why: str = "") -> None:
+    def on_resume_data(self, data: bytes | None, why: str = "") -> None:
         for answer in self._layers:
             if answer.done():
                 continue
-            if torrent is None:
+            if data is None:
                 answer.set_exception(StorageFailed(f"torrent {self.infohash[:12]}: {why}"))
             else:
-                answer.set_result(torrent)
+                answer.set_result(data)
         self._layers.clear()
 
     def _tell(self, event: TransferEvent) -> None:

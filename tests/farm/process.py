@@ -103,7 +103,12 @@ def answer(arguments: list[str], **options: Any) -> Any:
 
 
 def eventually(
-    what: str, holds: Callable[[], Any], *, limit_s: float = 60.0, daemon: Daemon | None = None
+    what: str,
+    holds: Callable[[], Any],
+    *,
+    limit_s: float = 60.0,
+    daemon: Daemon | None = None,
+    every_s: float = POLL_S,
 ) -> Any:
     """Wait until ``holds`` gives something true, and return that."""
     deadline_s = time.monotonic() + limit_s
@@ -113,6 +118,6 @@ def eventually(
             return found
         if daemon is not None and not daemon.running:
             raise AssertionError(f"{what}: the process has ended\n{daemon.tail()}")
-        time.sleep(POLL_S)
+        time.sleep(every_s)
     tail = f"\n{daemon.tail()}" if daemon is not None else ""
     raise AssertionError(f"not in {limit_s} s: {what}{tail}")
