@@ -147,9 +147,9 @@ class Agent:
         async with contextlib.AsyncExitStack() as stack:
             for session in self._sessions.values():
                 await stack.enter_async_context(session.running())
+            await stack.enter_async_context(server.running())
             await stack.enter_async_context(self._bus.running())
             await stack.enter_async_context(self._tasks())
-            await stack.enter_async_context(server.running())
             self._puller.wake()
             notify("READY=1")
             log.info("agent-ready", node=self._settings.node, version=product_version())

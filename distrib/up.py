@@ -152,7 +152,11 @@ async def run_up(
                 await stop.wait()
                 for task in tasks:
                     task.cancel()
-        except* ChildFailed as failed:
+        except BaseExceptionGroup as errors:
+            # Not except*: before Python 3.11.4 what is raised there comes out in a group.
+            failed, rest = errors.split(ChildFailed)
+            if failed is None or rest is not None:
+                raise
             raise _first(failed) from None
 
 
