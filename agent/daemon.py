@@ -96,6 +96,7 @@ class Agent:
             cache=self._cache,
             authority=self._authority,
             puller=lambda: self._puller,
+            swarm_port=self._swarm_port,
             clock=utc_now,
         )
         self._puller = Puller(
@@ -114,7 +115,7 @@ class Agent:
             changed=self._reporter.changed,
             clock=utc_now,
         )
-        self._launcher = Launcher(settings, sha512_of=self._sha512_of, clock=utc_now)
+        self._launcher = Launcher(settings, clock=utc_now)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._orders: set[asyncio.Task[None]] = set()
 
@@ -172,7 +173,7 @@ class Agent:
             finally:
                 for task in tasks:
                     task.cancel()
-                self._publish_presence(online=False)
+                self._reporter.goodbye()
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -219,8 +220,7 @@ class Agent:
     # -- what arrives ---------------------------------------------------------------------------
 
     def _on_connect(self) -> None:
-        self._publish_presence(online=True)
-        self._reporter.publish()
+        self._reporter.hello()
 
     def _on_crl(self, topic: str, payload: bytes) -> None:
         with self._refusals(topic):
@@ -290,30 +290,11 @@ class Agent:
 
     # -- the agent's own ------------------------------------------------------------------------
 
-    def _publish_presence(self, *, online: bool) -> None:
-        snapshot = self._cache.snapshot()
-        presence = Presence(
-            node=self._settings.node,
-            online=online,
-            agent_version=product_version(),
-            boot_id=self._boot_id,
-            swarm_port=self._swarm_port,
-            cache_bytes=snapshot.capacity_bytes,
-            cache_used_bytes=snapshot.used_bytes,
-            sent_at=utc_now(),
-        )
-        topic = self._topics.node(self._settings.node, "presence")
-        self._bus.retain(topic, encode(presence))
-
     @property
     def _swarm_port(self) -> int:
         """Where the images of the default store are served."""
         swarm = self._settings.swarm
         return swarm.device_port if self._settings.cache.store == "device" else swarm.port
-
-    def _sha512_of(self, infohash: str) -> str:
-        record = self._cache.record(infohash)
-        return record.sha512 if record else ""
 
     async def _reap(self) -> None:
         """End leases with their holders, and what a crash left of launches."""
@@ -321,7 +302,7 @@ class Agent:
             for lease in await asyncio.to_thread(self._cache.reap_dead_leases):
                 log.info("lease-reaped", lease=lease.lease, image=lease.image, user=lease.user)
                 self._reporter.changed()
-            keep = {lease.lease for lease in self._cache.leases()}
+            keep = {lease.lease for lease in await asyncio.to_thread(self._cache.leases)}
             try:
                 await self._launcher.end_orphans(keep)
             except DistribError as error:

@@ -49,11 +49,9 @@ class Launcher:
         self,
         settings: AgentSettings,
         *,
-        sha512_of: Callable[[str], str],
         clock: Callable[[], datetime],
     ) -> None:
         self._settings = settings
-        self._sha512_of = sha512_of
         self._clock = clock
         self._libvirt: Libvirt | None = None
         self._accelerator: Accelerator | None = None
@@ -77,13 +75,15 @@ class Launcher:
         for path in leftovers:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
-    async def launch(self, lease: Lease, job: Job, send: Send) -> JobResult:
+    async def launch(self, lease: Lease, sha512: str, job: Job, send: Send) -> JobResult:
         """Run a job on a lease's instance; output goes out as it comes.
+
+        ``sha512``: of the image's raw bytes, for the run log.
 
         Raises what ``run_job`` raises, and ToolMissing without libvirt."""
         kind = await self._kind()
         spec = await asyncio.to_thread(self._spec, lease, job, kind)
-        run = self._run(lease, job)
+        run = self._run(lease, sha512, job)
         began = self._clock()
         await asyncio.to_thread(self.runlog.started, run, now=began)
         exit_status, code = None, "cancelled"
@@ -154,13 +154,13 @@ class Launcher:
             limits=Limits(boot_timeout_s=launch.boot_limit_s, wall_s=wall_s),
         )
 
-    def _run(self, lease: Lease, job: Job) -> Run:
+    def _run(self, lease: Lease, sha512: str, job: Job) -> Run:
         image, _, version = lease.image.partition("@")
         return Run(
             lease=lease.lease,
             image=image,
             version=version,
-            sha512=self._sha512_of(lease.infohash),
+            sha512=sha512,
             job=job.name or lease.lease,
             user=lease.user,
             host=self._settings.node,

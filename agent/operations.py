@@ -120,7 +120,7 @@ class Operations:
             "site": site_list.site if site_list else None,
             "leasable": self._leasable(),
             "alarm": (self._authority.list_age_s or 0) > self._settings.trust.alarm_age_s,
-            "report": self._reporter.report().model_dump(mode="json"),
+            "report": (await self._reporter.report()).model_dump(mode="json"),
         }
 
     def _leasable(self) -> bool:
@@ -132,7 +132,8 @@ class Operations:
 
     async def _leases(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         _parse(_Args, args)
-        mine = [x for x in self._cache.leases() if caller.admin or x.user == caller.user]
+        held = await asyncio.to_thread(self._cache.leases)
+        mine = [x for x in held if caller.admin or x.user == caller.user]
         return {"leases": [lease.as_dict() for lease in mine]}
 
     async def _lease(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
@@ -148,7 +149,8 @@ class Operations:
 
     async def _release(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         wanted = _parse(_Release, args).lease
-        lease = next((x for x in self._cache.leases() if x.lease == wanted), None)
+        held = await asyncio.to_thread(self._cache.leases)
+        lease = next((x for x in held if x.lease == wanted), None)
         if lease is None or not (caller.admin or lease.user == caller.user):
             raise NotFound(f"no lease {wanted} of yours", hint="see `distrib-agent leases`")
         await self._take_back(lease)
@@ -171,7 +173,9 @@ class Operations:
         lease = await self._give(caller, request.image, holder_of_pid(caller.pid))
         self._reporter.event(EventKind.LAUNCHED, lease=lease.lease, user=lease.user)
         try:
-            result = await self._launcher.launch(lease, job, send)
+            record = await asyncio.to_thread(self._cache.record, lease.infohash)
+            sha512 = record.sha512 if record else ""
+            result = await self._launcher.launch(lease, sha512, job, send)
         finally:
             self._reporter.event(EventKind.ENDED, lease=lease.lease, user=lease.user)
             await asyncio.shield(self._take_back(lease))
@@ -185,14 +189,14 @@ class Operations:
 
     async def _set_pinned(self, caller: Caller, args: Args, *, pinned: bool) -> dict[str, object]:
         caller.require_admin("pin" if pinned else "unpin")
-        record, _ = self._resolve(_parse(_Image, args).image)
+        record, _ = await self._resolve(_parse(_Image, args).image)
         change = self._cache.pin if pinned else self._cache.unpin
         await asyncio.to_thread(change, record.infohash)
         return {"image": record.image, "pinned": pinned}
 
     async def _verify(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         caller.require_admin("verify")
-        record, image = self._resolve(_parse(_Image, args).image)
+        record, image = await self._resolve(_parse(_Image, args).image)
         if record.state is not State.READY:
             raise NotReady(f"image {record.image} is {record.state}", hint="wait until it is ready")
         known = self._torrents.with_layers(image)
@@ -207,7 +211,8 @@ class Operations:
                 return [index for index, good in enumerate(found) if not good]
 
         bad = await asyncio.to_thread(bad_pieces)
-        if bad and not self._cache.leases(record.infohash):
+        leases = await asyncio.to_thread(self._cache.leases, record.infohash)
+        if bad and not leases:
             await self._puller.let_go(record.infohash)
             await asyncio.to_thread(self._cache.repair, record.infohash)
             self._puller.wake()
@@ -215,7 +220,7 @@ class Operations:
 
     # -- parts ----------------------------------------------------------------------------------
 
-    def _resolve(self, text: str) -> tuple[VolumeRecord, SiteImage]:
+    async def _resolve(self, text: str) -> tuple[VolumeRecord, SiteImage]:
         """The record and the site's entry that IMAGE means on this node."""
         site_list = self._authority.site_list
         if site_list is None:
@@ -228,7 +233,7 @@ class Operations:
                 hint="it was never approved, or was revoked",
                 image=text,
             )
-        record = self._cache.resolve(found[0].identifier, ref.version)
+        record = await asyncio.to_thread(self._cache.resolve, found[0].identifier, ref.version)
         image = self._authority.image(record.infohash)
         if image is None:
             raise NotFound(f"image {record.image} is not on the site list", hint="it was revoked")
@@ -244,14 +249,15 @@ class Operations:
         scratch_bytes: int = 0,
     ) -> Lease:
         self._authority.require_leasable()
-        record, image = self._resolve(image_ref)
+        record, image = await self._resolve(image_ref)
         if not (caller.admin or image.admits(caller.user)):
             raise Forbidden(
                 f"image {record.image} is not for user {caller.user}",
                 hint="the site decides its audience",
                 image=record.image,
             )
-        held = sum(lease.user == caller.user for lease in self._cache.leases())
+        leases = await asyncio.to_thread(self._cache.leases)
+        held = sum(lease.user == caller.user for lease in leases)
         if not caller.admin and held >= self._settings.leases_per_user:
             raise Forbidden(
                 f"user {caller.user} holds {held} leases", hint="release some (leases_per_user)"

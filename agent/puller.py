@@ -119,7 +119,7 @@ class Puller:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        record = self._parts.cache.record(infohash)
+        record = await asyncio.to_thread(self._parts.cache.record, infohash)
         if record is not None and record.state in UNDER_WAY:
             await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
         self._changed()
@@ -147,7 +147,7 @@ class Puller:
             await self._seed_all()
             return
         wanted = {image.infohash for image in desired.images}
-        self._parts.cache.set_desired(wanted)
+        await asyncio.to_thread(self._parts.cache.set_desired, wanted)
         for infohash in list(self._tasks):
             if infohash not in wanted:
                 await self.cancel(infohash, NodeReason.CANCELLED, "no longer desired")
@@ -162,7 +162,7 @@ class Puller:
         if self._authority.site_list is None:
             return
         cache = self._parts.cache
-        for holding in cache.snapshot().holdings:
+        for holding in (await asyncio.to_thread(cache.snapshot)).holdings:
             record = holding.record
             listed = self._authority.image(record.infohash) is not None
             blocked = record.state is State.BLOCKED or record.reason is NodeReason.REVOKED
@@ -260,7 +260,7 @@ class Puller:
             self._changed()
 
     async def _seed_all(self) -> None:
-        for holding in self._parts.cache.snapshot().holdings:
+        for holding in (await asyncio.to_thread(self._parts.cache.snapshot)).holdings:
             record = holding.record
             image = self._authority.image(record.infohash)
             idle = record.infohash not in self.seeding and record.infohash not in self.pulls

@@ -19,6 +19,7 @@ from distrib.bus.messages import (
     EventKind,
     ImageReport,
     NodeReason,
+    Presence,
     Report,
     Request,
     RequestBody,
@@ -26,6 +27,7 @@ from distrib.bus.messages import (
     encode,
 )
 from distrib.bus.mqtt import Bus
+from distrib.command import product_version
 
 SPACING_S = 0.1
 """Changes that follow each other closely go out as one report."""
@@ -45,6 +47,7 @@ class Reporter:
         cache: Cache,
         authority: Authority,
         puller: Callable[[], Puller],
+        swarm_port: int,
         clock: Callable[[], datetime],
     ) -> None:
         self._node = node
@@ -53,12 +56,23 @@ class Reporter:
         self._cache = cache
         self._authority = authority
         self._puller = puller
+        self._swarm_port = swarm_port
         self._clock = clock
         self._changed = asyncio.Event()
+        self._hello_due = False
 
     def changed(self) -> None:
         """Something that a report says has changed. From the loop's thread only."""
         self._changed.set()
+
+    def hello(self) -> None:
+        """A connection was made: say who is there, and report, soon."""
+        self._hello_due = True
+        self._changed.set()
+
+    def goodbye(self) -> None:
+        """Say that the agent goes."""
+        self._publish_presence(Presence(node=self._node, online=False, sent_at=self._clock()))
 
     def event(self, kind: EventKind, **fields: Any) -> None:
         """Tell the audit; repeats of an id are harmless."""
@@ -80,16 +94,34 @@ class Reporter:
                     await self._changed.wait()
             if self._changed.is_set() or self._puller().pulls:
                 self._changed.clear()
-                self.publish()
+                await self._publish()
                 await asyncio.sleep(SPACING_S)
 
-    def publish(self) -> None:
-        """Report now."""
-        self._bus.retain(self._bus.topics.node(self._node, "report"), encode(self.report()), qos=0)
+    async def _publish(self) -> None:
+        report = await self.report()
+        if self._hello_due:
+            self._hello_due = False
+            self._publish_presence(
+                Presence(
+                    node=self._node,
+                    online=True,
+                    agent_version=product_version(),
+                    boot_id=self._boot_id,
+                    swarm_port=self._swarm_port,
+                    cache_bytes=report.capacity_bytes,
+                    cache_used_bytes=report.used_bytes,
+                    sent_at=self._clock(),
+                )
+            )
+        self._bus.retain(self._bus.topics.node(self._node, "report"), encode(report), qos=0)
 
-    def report(self) -> Report:
+    def _publish_presence(self, presence: Presence) -> None:
+        self._bus.retain(self._bus.topics.node(self._node, "presence"), encode(presence))
+
+    async def report(self) -> Report:
         """The state of the node as it is told to the site and to local callers."""
-        snapshot = self._cache.snapshot()
+        # In a thread: the cache's lock may be held for as long as an instance takes to make.
+        snapshot = await asyncio.to_thread(self._cache.snapshot)
         images = [self._image(holding) for holding in snapshot.holdings]
         held = {image.infohash for image in images}
         waiting = self._puller().waiting

@@ -98,7 +98,7 @@ class RunningPull:
         """Pull to ``ready`` and return the transfer, which seeds on; None when it failed."""
         infohash = self.image.infohash
         cache = self._parts.cache
-        before = cache.record(infohash)
+        before = await asyncio.to_thread(cache.record, infohash)
         await asyncio.to_thread(cache.start_pull, infohash)
         try:
             await self._pull(fresh=before is None or before.state is State.RESERVED)
@@ -123,7 +123,8 @@ class RunningPull:
         infohash = self.image.infohash
         cache = self._parts.cache
         volume = await asyncio.to_thread(cache.volume, infohash)
-        writing = cache.store_of(infohash).writing(volume)
+        store = await asyncio.to_thread(cache.store_of, infohash)
+        writing = store.writing(volume)
         target = await asyncio.to_thread(writing.__enter__)
         try:
             resumed = await asyncio.to_thread(self._resumed, target, fresh)
