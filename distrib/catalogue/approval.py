@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from distrib.db.references import (
     check_alias,
     identifier_of,
     image_name,
+    is_listed,
     versions_of,
 )
 from distrib.db.session import Database
@@ -76,9 +77,9 @@ class Approval:
     ) -> Image:
         """Make the torrent and let the image run here. ``audience`` None: as it was, or all.
 
-        Approving again changes aliases and audience only. Raises NotFound, Conflict (no file yet,
-        or a newer version is approved), ImageError (not raw), DigestMismatch, Revoked,
-        TrustRefused (its list or entry has expired).
+        Approving again changes aliases and audience only. Raises NotFound, Conflict (no file yet, a
+        newer version is approved, or another one has the same bytes), ImageError (not raw),
+        DigestMismatch, Revoked, TrustRefused (its list or entry has expired).
         """
         for alias in aliases:
             check_alias(alias)
@@ -192,6 +193,7 @@ class Approval:
             out=folder / TORRENT_FILE,
         )
         with self._database.transaction() as session:
+            _check_bytes_free(session, row, torrent.infohash, self._clock())
             fresh = _get(session, row.identifier, row.version)
             fresh.infohash, fresh.piece_bytes = torrent.infohash, torrent.piece_bytes
             fresh.sha512, fresh.size_bytes = digest, torrent.size_bytes
@@ -215,6 +217,7 @@ class Approval:
             _check_state(fresh)
             if fresh.state != ImageState.APPROVED:
                 _check_newest(session, fresh)
+                _check_bytes_free(session, fresh, fresh.infohash, now)
                 self._supersede_others(session, fresh, actor=actor)
                 fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
                 fresh.approved_at, fresh.until = now, None
@@ -298,6 +301,20 @@ def _check_newest(session: Session, row: Image) -> None:
                 f"image {image_name(row)} is older than {other.version}, which is approved",
                 hint="roll out the older version to go back, or deny the newer one first",
                 image=image_name(row),
+            )
+
+
+def _check_bytes_free(session: Session, row: Image, infohash: str | None, now: datetime) -> None:
+    """Nodes keep one volume per info-hash: the same bytes are one image version of a list."""
+    same = select(Image).where(Image.infohash == infohash).with_for_update()
+    for other in session.scalars(same.where(is_listed(now))).all():
+        if (other.identifier, other.version) != (row.identifier, row.version):
+            raise Conflict(
+                f"image {image_name(row)} has the same bytes as {image_name(other)}, which is"
+                f" {other.state}",
+                hint="nodes keep one volume per info-hash: use that one, or deny it first",
+                image=image_name(row),
+                other=image_name(other),
             )
 
 

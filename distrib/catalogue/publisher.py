@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from distrib.catalogue.clock import Clock
@@ -32,11 +32,11 @@ from distrib.db.counters import (
     value_of,
 )
 from distrib.db.models import Image, ImageState
-from distrib.db.references import USABLE, aliases_of
+from distrib.db.references import aliases_of, is_listed
 from distrib.db.session import Database
 from distrib.errors import DistribError
 from distrib.trust.chain import TrustMaterial
-from distrib.trust.imagelist import Endorser, ImageListInvalid
+from distrib.trust.imagelist import Endorser, ImageListInvalid, version_key
 from distrib.trust.names import same_name, slash_form
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.signature import open_smime, sign_smime
@@ -72,7 +72,8 @@ class Publisher:
     """Signs at each change and every ``resign_interval``; ``on_published`` gets each message.
 
     ``trust`` is the site's own CA: with it every list is verified as a node would, before it
-    leaves. ``on_published`` is called in the thread that published.
+    leaves. ``on_published`` is called in the thread that published, in the order of versions; it
+    must not publish.
     """
 
     def __init__(
@@ -110,8 +111,9 @@ class Publisher:
         """Build, sign, keep and hand on a new list; TrustRefused if nodes would refuse it."""
         with self._one_at_a_time:
             published = self._publish(why=why, actor=actor)
+            # Under the lock: nobody may hand an older list on after a newer one.
+            self._on_published(published.message)
         log.info("site-list-published", version=published.version, images=published.images, why=why)
-        self._on_published(published.message)
         return published
 
     def publish_if_due(self) -> PublishedList | None:
@@ -198,15 +200,9 @@ class Publisher:
     def _build(self, session: Session, version: int, now: datetime) -> SiteList:
         identity = self._identity
         rows = session.scalars(
-            select(Image)
-            .where(
-                Image.state.in_(USABLE),
-                Image.infohash.is_not(None),
-                or_(Image.expires.is_(None), Image.expires > now),
-                or_(Image.until.is_(None), Image.until > now),
-            )
-            .order_by(Image.identifier, Image.version)
+            select(Image).where(is_listed(now)).order_by(Image.identifier, Image.version)
         ).all()
+        newest = {row.identifier: row for row in sorted(rows, key=lambda r: version_key(r.version))}
         return SiteList(
             identifier=identity.identifier,
             version=str(version),
@@ -219,7 +215,9 @@ class Publisher:
                 email=identity.email,
                 creator=identity.site,
             ),
-            images=tuple(_site_image(session, row) for row in rows),
+            images=tuple(
+                _site_image(session, row, named=newest[row.identifier] is row) for row in rows
+            ),
             controller_keys=tuple(ControllerKey.of(key) for key in identity.controller_keys),
             title=identity.site,
             description=f"Images approved at {identity.site}",
@@ -238,7 +236,8 @@ class Publisher:
             ).require()
 
 
-def _site_image(session: Session, row: Image) -> SiteImage:
+def _site_image(session: Session, row: Image, *, named: bool) -> SiteImage:
+    """The entry of a version; the newest that is listed is ``named``: it bears the aliases."""
     users = row.audience.get("users")
     audience: Audience = "all" if users is None else tuple(users)
     approved = row.state == ImageState.APPROVED
@@ -258,7 +257,6 @@ def _site_image(session: Session, row: Image) -> SiteImage:
         ),
         state="approved" if approved else "superseded",
         until=row.until,
-        # The one approved version of a UUID is its newest, and so the one that bears its names.
-        aliases=tuple(aliases_of(session, row.identifier)) if approved else (),
+        aliases=tuple(aliases_of(session, row.identifier)) if named else (),
         audience=audience,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from distrib.db.models import Alias, Image, ImageState
@@ -17,6 +18,16 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 #: What a node may hold.
 USABLE = frozenset({ImageState.APPROVED, ImageState.SUPERSEDED})
+
+
+def is_listed(now: datetime) -> ColumnElement[bool]:
+    """Whether the site list of ``now`` has the image version."""
+    return and_(
+        Image.state.in_(USABLE),
+        Image.infohash.is_not(None),
+        or_(Image.expires.is_(None), Image.expires > now),
+        or_(Image.until.is_(None), Image.until > now),
+    )
 
 
 def image_name(image: Image) -> str:

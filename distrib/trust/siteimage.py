@@ -198,6 +198,16 @@ def check_aliases(images: Iterable[SiteImage], faults: list[Reason]) -> None:
             owners[alias] = entry.ref
 
 
+def check_infohashes(images: Iterable[SiteImage], faults: list[Reason]) -> None:
+    """An info-hash occurs once in a list: nodes keep one volume per info-hash."""
+    owners: dict[str, str] = {}
+    for entry in images:
+        if entry.infohash and entry.infohash in owners:
+            text = f"info-hash {entry.infohash} is on {owners[entry.infohash]} and on {entry.ref}"
+            faults.append(Reason(ReasonCode.FIELD_INVALID, text))
+        owners[entry.infohash] = entry.ref
+
+
 def _read_names(reader: FieldReader, key: str, pattern: str) -> tuple[str, ...]:
     names = []
     for value in reader.array(key) if reader.has(key) else []:

@@ -35,6 +35,7 @@ from distrib.trust.siteimage import (
     Origin,
     SiteImage,
     check_aliases,
+    check_infohashes,
     controller_key_object,
     image_with_site_keys,
     read_controller_key,
@@ -243,6 +244,7 @@ def site_list_of(image_list: ImageList) -> SiteList:
     keys = [read_controller_key(entry, faults) for entry in reader.array("distrib:controller_keys")]
     images = tuple(read_site_image(image, faults) for image in image_list.images)
     check_aliases(images, faults)
+    check_infohashes(images, faults)
     if faults:
         raise ImageListInvalid(faults)
     return SiteList(

@@ -228,6 +228,35 @@ def test_deny_takes_an_image_off_at_once_and_for_good(served: Head, endorser: En
         refused(announce(http, signed, content), 422, "revoked")
 
 
+def test_the_aliases_go_back_with_the_newest_version_that_is_listed(
+    served: Head, endorser: Endorser
+) -> None:
+    one, two = image_bytes(1), image_bytes(2)
+    with served.http() as http:
+        take_in(http, endorser.sign(entry(one), version="1"), one)
+        newer = endorser.sign(entry(two, version="2.0.0"), version="2")
+        take_in(http, newer, two, ref=f"{WORKER}@2.0.0")
+        assert http.post(f"/images/{WORKER}@2.0.0/deny", json={"reason": "a hole"}).is_success
+    [image] = served.site_list().find("ccin2p3")
+    assert (image.version, image.state, image.aliases) == ("1.0.0", "superseded", ("ccin2p3",))
+
+
+def test_the_same_bytes_are_one_image_version(served: Head, endorser: Endorser) -> None:
+    content = image_bytes()
+    uuid = WORKER.replace("7cb7", "7cb8")
+    signed = endorser.sign(entry(content), entry(content, identifier=uuid, title="twin"))
+    with served.http() as http:
+        take_in(http, signed, content, title="worker")
+        assert announce(http, signed, content, title="twin").is_success
+        assert http.put(f"/images/{uuid}@1.0.0/content", content=content).is_success
+        error = refused(http.post(f"/images/{uuid}/approve", json={}), 409, "conflict")
+        assert f"{uuid}@1.0.0 has the same bytes as {REF}" in error["message"]
+        assert [image.ref for image in served.site_list().images] == [REF]
+        assert http.post(f"/images/{REF}/deny", json={"reason": "the twin it is"}).is_success
+        assert http.post(f"/images/{uuid}/approve", json={}).is_success
+    assert [image.ref for image in served.site_list().images] == [f"{uuid}@1.0.0"]
+
+
 def test_only_raw_images_are_taken(served: Head, endorser: Endorser) -> None:
     qcow2 = b"QFI\xfb" + image_bytes()
     with served.http() as http:

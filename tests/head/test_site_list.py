@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -91,6 +92,31 @@ def test_its_version_never_goes_down_though_the_clock_does(
     restored = opened()
     restored.clock.ahead = -timedelta(minutes=2)
     assert restored.catalogue.publisher.publish(why="test").version == last + 1
+
+
+def test_a_slow_thread_does_not_hand_an_older_list_on_last(head: Head, pki: Demo) -> None:
+    handed: list[bytes] = []
+    others: list[threading.Thread] = []
+
+    def hand_on(message: bytes) -> None:
+        if not others:
+            others.append(threading.Thread(target=publisher.publish, kwargs={"why": "deny"}))
+            others[0].start()
+            # As long as another thread could take to overtake this one.
+            others[0].join(0.5)
+        handed.append(message)
+
+    publisher = Publisher(
+        database=head.database,
+        store=head.catalogue.store,
+        identity=identity_of(pki),
+        clock=head.clock,
+        on_published=hand_on,
+    )
+    publisher.publish(why="approval")
+    others[0].join()
+    assert len(handed) == 2
+    assert handed[-1] == publisher.current()
 
 
 def test_a_list_that_nodes_would_refuse_does_not_leave_the_head(head: Head, pki: Demo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -101,7 +102,7 @@ class World:
         endorsed = replace(self.image_list().images[0], version=version)
         return SiteImage(
             image=endorsed,
-            infohash="a3" * 32,
+            infohash=hashlib.sha256(version.encode()).hexdigest(),
             size_bytes=64 * 1024 * 1024,
             piece_bytes=256 * 1024,
             sha512=SHA512,

@@ -142,6 +142,13 @@ class TestFormat:
     def test_a_controller_key_must_be_what_its_id_says(self, key: object) -> None:
         assert faults(edited(lambda doc: doc.update({"distrib:controller_keys": [key]})))
 
+    def test_an_info_hash_occurs_once(self, world: World) -> None:
+        twice = (world.site_image("1.0"), replace(world.site_image("0.9"), aliases=()))
+        same = tuple(replace(image, infohash="a3" * 32) for image in twice)
+        with pytest.raises(ImageListInvalid, match="info-hash a3a3") as refused:
+            render_site_list(replace(world.site_list(), images=same))
+        assert codes(refused.value.found) == ["field-invalid"]
+
     def test_a_faulty_list_is_not_written(self, world: World) -> None:
         bad = replace(world.site_image(), infohash="zz")
         with pytest.raises(ImageListInvalid):
@@ -193,7 +200,7 @@ class TestVerdict:
     def test_several_versions_of_one_image(self, world: World) -> None:
         two = (world.site_image("1.0"), world.site_image("1.1"))
         assert judge(world, world.signed_site_list(with_images(world, *two))) == []
-        same = (world.site_image("1.0"), world.site_image("1.0"))
+        same = (world.site_image("1.0"), replace(world.site_image("1.0"), infohash="ab" * 32))
         assert judge(world, world.signed_site_list(with_images(world, *same))) == ["uuid-duplicate"]
 
     def test_another_list_of_the_same_site(self, world: World) -> None:
