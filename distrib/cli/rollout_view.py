@@ -19,7 +19,17 @@ from distrib.printable import bytes_text, percent, printable
 _TITLES = ("NODE", "STATE", "DONE", "RATE", "SINCE", "WHY")
 _STYLES = {"ready": "green", "failed": "red", "offline": "dim", "pulling": "cyan"}
 # What needs an eye comes first, where a terminal has no room for all.
-_ORDER = ("failed", "blocked", "pulling", "verifying", "reserved", "waiting", "offline", "ready")
+_ORDER = (
+    "failed",
+    "blocked",
+    "pulling",
+    "verifying",
+    "reserved",
+    "waiting",
+    "cancelled",
+    "offline",
+    "ready",
+)
 _READY = frozenset({"ready", "leased"})
 
 
@@ -30,7 +40,7 @@ def summary_line(rollout: dict[str, Any]) -> str:
     done = percent(summary["bytes_done"], summary["bytes_total"], complete=complete)
     counts = ", ".join(
         f"{summary[name]} {name}"
-        for name in ("ready", "pulling", "waiting", "failed", "offline")
+        for name in ("ready", "pulling", "waiting", "failed", "cancelled", "offline")
         if summary.get(name)
     )
     rate = f", {bytes_text(summary['rate_bps'])}/s" if summary["rate_bps"] else ""

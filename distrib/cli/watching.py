@@ -50,7 +50,10 @@ def verdict(rollout: dict[str, Any]) -> DistribError | None:
     """What is to be said of a rollout that has ended; None if it is done on every online node."""
     summary, name = rollout["summary"], rollout["id"]
     failed, targets = summary["failed"], summary["targets"]
-    reasons = sorted({str(row["reason"]) for row in rollout["nodes"] if row["state"] == "failed"})
+    waiting = summary.get("waiting", 0)
+    at_fault = {"failed", "waiting"} if rollout["state"] == "failed" else {"failed"}
+    rows = [row for row in rollout["nodes"] if row["state"] in at_fault]
+    reasons = sorted({str(row["reason"]) for row in rows if row["reason"]})
     if rollout["state"] == "aborted":
         return Partial(
             f"rollout {name} was aborted: {summary['ready']} of {targets} nodes are ready",
@@ -62,6 +65,7 @@ def verdict(rollout: dict[str, Any]) -> DistribError | None:
     kind = TimedOut if reasons == ["deadline"] else Partial
     return kind(
         f"rollout {name}: {failed} of {targets} nodes failed, {summary['ready']} are ready"
+        + (f", {waiting} only wait" if waiting else "")
         + (f" ({', '.join(reasons)})" if reasons else ""),
         hint=f"distrib rollout status {name} names them",
         rollout=name,

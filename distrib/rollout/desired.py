@@ -77,12 +77,15 @@ class Wanted:
 def with_assigned(held: Sequence[Assigned], new: Assigned) -> tuple[Assigned, ...]:
     """What is wanted on a node when ``new`` becomes the active version of its image.
 
-    The version that was active before stays wanted, to go back to; older ones do not.
+    The version that was active before stays wanted, to go back to; older ones do not. Where ``new``
+    is active already, what there was to go back to stays.
     """
     kept = [one for one in held if one.identifier != new.identifier]
-    before = [one for one in held if one.identifier == new.identifier and one.active]
-    previous = [replace(one, active=False) for one in before if one.version != new.version]
-    return (*kept, *previous[:1], new)
+    others = [
+        one for one in held if one.identifier == new.identifier and one.version != new.version
+    ]
+    before = [one for one in others if one.active] or others
+    return (*kept, *(replace(one, active=False) for one in before[:1]), new)
 
 
 def without_rollout(held: Sequence[Assigned], rollout: str) -> tuple[Assigned, ...]:

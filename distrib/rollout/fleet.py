@@ -103,10 +103,12 @@ class Fleet:
         return Heard(message, before)
 
     def forget(self, node: str) -> None:
-        """Nothing is known of the node any more."""
+        """Off the inventory; of one that is connected we keep what it says: it may come back."""
+        connected = self.is_online(node)
         self.inventory.pop(node, None)
-        self.presences.pop(node, None)
-        self._drop_report(node)
+        if not connected:
+            self.presences.pop(node, None)
+            self._drop_report(node)
 
     def is_online(self, node: str) -> bool:
         """Whether a node of the inventory is connected."""

@@ -7,10 +7,12 @@ Invariants:
 - A target that is offline has the bucket ``offline`` whatever it last said; it blocks nothing, and
   goes on from where it is when it returns.
 - ``running`` ends once, as ``done``, ``failed`` or ``aborted``, and is never left again. Rows go on
-  changing after ``done`` and ``failed``: offline nodes catch up, late joiners are warmed.
+  changing after ``done`` and ``failed``: offline nodes catch up; after ``done`` late joiners are
+  warmed. After ``aborted`` a row that was not ready nor failed is ``cancelled``.
 - ``done``: every online target is ready, and there is at least one.
 - ``failed``: every online target is ready or failed, and at least one failed; or no target is
-  online, and none was for ``silent_s``; or the deadline has passed, with some grace for last words.
+  online, and none was for ``silent_s``; or nobody pulls, somebody waits, and no row has moved for
+  ``silent_s``; or the deadline has passed, with some grace for last words.
 - An online target that has been sent its order, or says that it pulls, and then says nothing that
   counts for ``silent_s``, is ``failed`` with the reason ``no-report`` until it speaks.
 
@@ -38,6 +40,7 @@ class Bucket(StrEnum):
     VERIFYING = "verifying"
     READY = "ready"
     FAILED = "failed"
+    CANCELLED = "cancelled"
     OFFLINE = "offline"
 
 
@@ -109,12 +112,15 @@ class Target:
     claim: Claim | None = None
     ready_at: datetime | None = None
     silent: bool = False
+    cancelled: bool = False
 
     @property
     def bucket(self) -> Bucket:
         """Where it is counted."""
         if not self.online:
             return Bucket.OFFLINE
+        if self.cancelled:
+            return Bucket.CANCELLED
         if self.silent:
             return Bucket.FAILED
         if self.claim is None:
@@ -126,6 +132,8 @@ class Target:
         """Why it is there, as a code."""
         if self.silent:
             return NO_REPORT
+        if self.cancelled:
+            return None
         return None if self.claim is None else self.claim.reason
 
     def quiet_since(self, begun: datetime) -> datetime | None:
@@ -140,7 +148,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Summary:
-    """Targets by bucket. ``waiting`` to ``offline`` add up to ``targets``."""
+    """Targets by bucket. ``ready`` to ``offline`` add up to ``targets``."""
 
     targets: int = 0
     ready: int = 0
@@ -148,6 +156,7 @@ class Summary:
     verifying: int = 0
     waiting: int = 0
     failed: int = 0
+    cancelled: int = 0
     offline: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
@@ -164,6 +173,8 @@ class Rollout:
     accepted_at: datetime
     alone_since: datetime
     """When the last online target went; meaningless while one is online."""
+    stirred_at: datetime
+    """When a row last came, went, or said something else; or when we last began to listen."""
     deadline: datetime | None = None
     phase: Phase = Phase.RUNNING
     ended_at: datetime | None = None
@@ -190,6 +201,7 @@ class Rollout:
             verifying=counts[Bucket.VERIFYING],
             waiting=counts[Bucket.WAITING],
             failed=counts[Bucket.FAILED],
+            cancelled=counts[Bucket.CANCELLED],
             offline=counts[Bucket.OFFLINE],
             bytes_done=done,
             bytes_total=self.size_bytes * len(self.targets),
@@ -223,6 +235,7 @@ def begin(
         size_bytes,
         now,
         now,
+        now,
         deadline=deadline,
         silent_s=silent_s,
         targets=targets,
@@ -230,8 +243,8 @@ def begin(
 
 
 def joined(rollout: Rollout, node: str, *, online: bool, now: datetime) -> Rollout:
-    """A node that matches was added, or came back under this name."""
-    if node in rollout.targets or rollout.phase is Phase.ABORTED:
+    """A node that matches was added, or came back under this name; not to what did not go well."""
+    if node in rollout.targets or rollout.phase in {Phase.FAILED, Phase.ABORTED}:
         return rollout
     return _with(rollout, Target(node, online=online, since=now), now)
 
@@ -288,13 +301,14 @@ def aborted(rollout: Rollout, now: datetime) -> Rollout:
     """The operator ends it. Without effect once it has ended."""
     if not rollout.is_running:
         return rollout
-    return replace(rollout, phase=Phase.ABORTED, ended_at=now)
+    targets = {node: _cancelled(target, now) for node, target in rollout.targets.items()}
+    return replace(rollout, phase=Phase.ABORTED, ended_at=now, targets=targets)
 
 
 def listening(rollout: Rollout, now: datetime) -> Rollout:
     """We hear the nodes (again): their silence while we could not listen is not held to them."""
     targets = {node: _with_clocks(target, now) for node, target in rollout.targets.items()}
-    return replace(rollout, targets=targets, alone_since=now)
+    return replace(rollout, targets=targets, alone_since=now, stirred_at=now)
 
 
 def advanced(rollout: Rollout, now: datetime) -> Rollout:
@@ -316,6 +330,15 @@ def _without_silent(rollout: Rollout, now: datetime) -> Rollout:
     return replace(rollout, targets={**rollout.targets, **silent}) if silent else rollout
 
 
+def _cancelled(target: Target, now: datetime) -> Target:
+    """The row after an abort: nothing is fetched for it any more."""
+    bucket = replace(target, online=True).bucket
+    if bucket in {Bucket.READY, Bucket.FAILED}:
+        return target
+    claim = target.claim and replace(target.claim, rate_bps=0, text="")
+    return replace(target, claim=claim, since=now, cancelled=True)
+
+
 def _with_clocks(target: Target, now: datetime) -> Target:
     return replace(
         target,
@@ -332,15 +355,26 @@ def _phase(rollout: Rollout, now: datetime) -> Phase:
         return Phase.FAILED if late else Phase.RUNNING
     if buckets == {Bucket.READY}:
         return Phase.DONE
-    ended = late or buckets <= {Bucket.READY, Bucket.FAILED}
+    stalled = now - rollout.stirred_at >= timedelta(seconds=rollout.silent_s)
+    resting = {Bucket.READY, Bucket.FAILED, *([Bucket.WAITING] if stalled else [])}
+    ended = late or buckets <= resting
     return Phase.FAILED if ended else Phase.RUNNING
 
 
 def _with(rollout: Rollout, target: Target, now: datetime) -> Rollout:
+    before = rollout.targets.get(target.node)
     others_online = any(other.online for other in rollout.targets.values())
     return replace(
         rollout,
         targets={**rollout.targets, target.node: target},
         # The clock of the silence starts when the last one goes.
         alone_since=now if others_online else rollout.alone_since,
+        stirred_at=now if _speech(before) != _speech(target) else rollout.stirred_at,
     )
+
+
+def _speech(target: Target | None) -> tuple[object, ...]:
+    """What of a row differs where something goes on."""
+    claim = None if target is None else target.claim
+    said = None if claim is None else (claim.state, claim.reason, claim.bytes_done)
+    return (target and target.online, target and target.generation, said)

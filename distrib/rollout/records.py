@@ -286,6 +286,8 @@ def remove_node(session: Session, node: str, *, actor: str, now: datetime) -> No
 def _target_row(rollout: Rollout, target: Target) -> models.RolloutTarget:
     claim = target.claim
     detail: dict[str, Any] = {"generation": target.generation}
+    if target.cancelled:
+        detail["cancelled"] = True
     if claim is not None:
         detail |= {
             "claimed": claim.state,
@@ -318,6 +320,7 @@ def _record(session: Session, row: models.Rollout, silent_s: float) -> RolloutRe
         size_bytes=int(row.options.get("size_bytes", 0)),
         accepted_at=row.accepted_at,
         alone_since=row.accepted_at,
+        stirred_at=row.accepted_at,
         deadline=row.deadline,
         phase=Phase(row.state),
         ended_at=row.ended_at,
@@ -356,4 +359,5 @@ def _target(row: models.RolloutTarget) -> Target:
         heard_at=row.since if claim else None,
         claim=claim or None,
         ready_at=row.ready_at,
+        cancelled=bool(row.detail.get("cancelled")),
     )

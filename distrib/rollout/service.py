@@ -98,7 +98,10 @@ class Rollouts:
         return await self._loop.call(lambda: self._abort(rollout, actor))
 
     async def forget(self, name: str, actor: str) -> None:
-        """Take a node off the inventory and clear its retained topics. Raises NotFound."""
+        """Take a node off the inventory and clear its retained topics. Raises NotFound.
+
+        What a connected node says of itself stays on the bus: it would not say it again.
+        """
         await self._loop.call(lambda: self._forget(name, actor))
 
     async def show(self, rollout: str) -> Document:
@@ -256,9 +259,13 @@ class Rollouts:
                 records.remove_node(session, name, actor=actor, now=now)
 
         await asyncio.to_thread(save)
+        connected = self._state.fleet.is_online(name)
         self._state.forget(name)
-        for leaf in ("desired", "presence", "report"):
-            self.bus.retain(self.bus.topics.node(name, leaf), b"")
+        topics = self.bus.topics
+        self.bus.retain(topics.node(name, "desired"), b"")
+        if not connected:
+            self.bus.retain(topics.node(name, "presence"), b"")
+            self.bus.retain(topics.node(name, "report"), b"")
 
     async def _reload_node(self, name: str) -> None:
         inventory = await self._read(records.load_inventory)

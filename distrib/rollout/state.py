@@ -204,9 +204,9 @@ class State:
             self._torrents |= {one.infohash for one in self.assigned.get(node, ())}
         newest: dict[str, RolloutRecord] = {}
         for kept in sorted(self.rollouts.values(), key=lambda kept: kept.rollout.accepted_at):
-            image, ended = kept.rollout.image, kept.rollout.phase is machine.Phase.ABORTED
+            image = kept.rollout.image
             if (
-                not ended
+                kept.rollout.phase in {machine.Phase.RUNNING, machine.Phase.DONE}
                 and image.infohash in self._holders
                 and parse_selector(kept.selector).matches(after)
             ):

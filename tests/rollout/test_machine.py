@@ -81,8 +81,35 @@ def test_a_report_from_before_the_order_does_not_count() -> None:
 def test_a_report_without_the_image_is_waiting() -> None:
     heard = reported(rollout("wn001"), "wn001", generation=7, claim=None, now=after(1))
     assert heard.targets["wn001"].bucket is Bucket.WAITING
-    late = advanced(heard, after(DEFAULT_SILENT_S + 5))
+    late = advanced(heard, after(DEFAULT_SILENT_S))
     assert late.phase is Phase.RUNNING, "it speaks: it may be waiting for the site list"
+
+
+def waits(rollout: Rollout, node: str, reason: str, at: float) -> Rollout:
+    claim = Claim("absent", after(at), reason=reason)
+    return advanced(reported(rollout, node, generation=7, claim=claim, now=after(at)), after(at))
+
+
+def test_a_rollout_whose_nodes_only_wait_fails_after_a_while() -> None:
+    running = says(rollout(), "wn001", "ready", done=SIZE)
+    running = waits(running, "wn002", "waiting-for-site-list", at=100)
+    for at in (150, 200, 250):
+        running = waits(running, "wn002", "not-on-site-list", at=at)
+        assert running.phase is Phase.RUNNING
+    assert advanced(running, after(149 + DEFAULT_SILENT_S)).phase is Phase.RUNNING
+    failed = waits(running, "wn002", "not-on-site-list", at=150 + DEFAULT_SILENT_S)
+    assert failed.phase is Phase.FAILED
+    assert failed.targets["wn002"].reason == "not-on-site-list"
+
+
+def test_who_waits_while_another_pulls_is_waited_for() -> None:
+    running = waits(rollout(), "wn002", "waiting-for-torrent", at=1)
+    for at in range(10, 1000, 50):
+        running = says(running, "wn001", "pulling", done=at, at=at)
+    assert running.phase is Phase.RUNNING
+    running = says(running, "wn001", "ready", done=SIZE, at=1000)
+    assert advanced(running, after(1001)).phase is Phase.RUNNING, "now it is its turn"
+    assert advanced(running, after(1000 + DEFAULT_SILENT_S)).phase is Phase.FAILED
 
 
 def test_a_failed_node_fails_the_rollout_only_when_nothing_moves() -> None:
@@ -140,12 +167,29 @@ def test_a_late_joiner_is_warmed_and_an_ended_rollout_does_not_open_again() -> N
     assert grown.targets["wn003"].bucket is Bucket.PULLING
 
 
-def test_an_aborted_rollout_stays_as_it_was() -> None:
-    ended = aborted(says(rollout(), "wn001", "pulling", done=5), after(2))
+def test_an_aborted_rollout_shows_what_was_cancelled_and_stays_so() -> None:
+    running = says(rollout("wn001 wn002 wn004", offline="wn003"), "wn001", "pulling", done=5)
+    running = says(says(running, "wn002", "ready", done=SIZE), "wn004", "failed")
+    ended = aborted(running, after(2))
     assert ended.phase is Phase.ABORTED
+    assert [str(row.bucket) for _, row in sorted(ended.targets.items())] == [
+        "cancelled",
+        "ready",
+        "offline",
+        "failed",
+    ]
+    assert (ended.summary().cancelled, ended.summary().rate_bps) == (1, 0)
+    back = seen(ended, "wn003", online=True, now=after(3))
+    assert back.targets["wn003"].bucket is Bucket.CANCELLED
     assert joined(ended, "wn009", online=True, now=after(3)) is ended
     assert says(ended, "wn001", "ready", at=4) is ended
     assert aborted(ended, after(5)) is ended
+
+
+def test_a_node_does_not_join_what_has_failed() -> None:
+    failed = says(rollout("wn001"), "wn001", "failed")
+    assert failed.phase is Phase.FAILED
+    assert joined(failed, "wn009", online=True, now=after(3)) is failed
 
 
 def test_a_forgotten_node_holds_nobody_up() -> None:
@@ -220,7 +264,7 @@ def test_whatever_happens_the_invariants_hold(script: list[tuple[object, ...]]) 
             counts.targets
             == len(state.targets)
             == sum((counts.ready, counts.pulling, counts.verifying))
-            + sum((counts.waiting, counts.failed, counts.offline))
+            + sum((counts.waiting, counts.failed, counts.cancelled, counts.offline))
         )
         assert 0 <= counts.bytes_done <= counts.bytes_total
         assert (state.ended_at is None) == (state.phase is Phase.RUNNING)

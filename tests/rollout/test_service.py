@@ -168,6 +168,8 @@ async def test_abort_stops_pulls_and_the_version_before_is_active_again(site: An
         )
         ended = await rollouts.abort(second["id"], "bob")
         assert ended["state"] == "aborted"
+        assert state(ended) == {"wn001": "ready", "wn002": "cancelled"}
+        assert ended["summary"]["rate_bps"] == 0
         orders = await two.cancelled()
         assert [order.infohash for order in orders.orders] == [INFOHASH[V2]]
         back = await two.told(lambda images: V2 not in images)
@@ -177,6 +179,9 @@ async def test_abort_stops_pulls_and_the_version_before_is_active_again(site: An
         assert {image.version for image in one.desired.images} == {V1, V2}
         with pytest.raises(Conflict):
             await rollouts.abort(second["id"], "bob")
+    async with site.service() as rollouts:
+        kept = await rollouts.show(second["id"])
+        assert {row["node"]: row["state"] for row in kept["nodes"]}["wn002"] != "pulling"
     with site.database.reading() as session:
         actions = list(session.scalars(select(models.Audit.action).order_by(models.Audit.id)))
     assert actions == ["rollout-started", "rollout-done", "rollout-started", "rollout-aborted"]
@@ -343,6 +348,42 @@ async def test_a_forgotten_node_leaves_nothing_behind(site: Any) -> None:
         with pytest.raises(NotFound):
             await rollouts.forget("wn002", "alice")
         assert await rollouts.node_view("wn002") == {"online": False}
+
+
+async def test_a_connected_node_that_is_forgotten_and_added_again_is_online(site: Any) -> None:
+    one, two = site.nodes["wn001"], site.nodes["wn002"]
+    async with site.service(silent_s=1.0) as rollouts, one.online(), two.online():
+        await online(rollouts, "wn001", "wn002")
+        failed = await rollouts.start({"image": f"worker@{V1}", "nodes": "all"}, "alice")
+        await until(rollouts, failed["id"], lambda seen: seen["state"] == "failed")
+        await rollouts.forget("wn002", "alice")
+        assert (await rollouts.node_view("wn002"))["online"] is False
+        site.add_node("wn002", address="192.0.2.2")
+        rollouts.node_changed("wn002")
+        await online(rollouts, "wn002")
+        # What did not go well before is none of its business.
+        rows = (await rollouts.show(failed["id"]))["nodes"]
+        assert [row["node"] for row in rows] == ["wn001", "wn003"]
+        again = await rollouts.start({"image": "worker", "nodes": "wn002"}, "alice")
+        await two.told(lambda images: V2 in images and V1 not in images)
+        two.holds(V2, State.READY)
+        await until(rollouts, again["id"], lambda seen: seen["state"] == "done")
+
+
+async def test_a_rollout_of_what_is_active_keeps_the_version_to_go_back_to(site: Any) -> None:
+    one = site.nodes["wn001"]
+    async with site.service() as rollouts, one.online():
+        await online(rollouts, "wn001")
+        for version in (V1, V2, V2):
+            started = await rollouts.start({"image": f"worker@{version}", "nodes": "all"}, "alice")
+            told = await one.told(
+                lambda images, version=version, rollout=started["id"]: (
+                    version in images and images[version].rollout == rollout
+                )
+            )
+            one.holds(version, State.READY)
+            await until(rollouts, started["id"], lambda seen: seen["state"] == "done")
+        assert (told[V1].active, told[V2].active) == (False, True)
 
 
 async def test_a_revoked_image_is_not_wanted_any_more(site: Any) -> None:
