@@ -30,12 +30,19 @@ log = structlog.get_logger(__name__)
 SITE_LIST_MAX_BYTES = 16 << 20
 CRL_MAX_BYTES = 4 << 20
 ORDERS_GRACE_S = 30
+AHEAD_S = 24 * 3600
 
 
 class GenerationDown(TrustRefused):
     """An order older than one that was accepted: a replay, or a head that was set back."""
 
     code = "generation-down"
+
+
+class NumberAhead(TrustRefused):
+    """A version, generation or sequence that the site cannot have reached yet."""
+
+    code = "number-ahead"
 
 
 class WrongNode(TrustRefused):
@@ -130,10 +137,18 @@ class Authority:
         return (self._clock() - self.site_list.created).total_seconds()
 
     def image(self, infohash: str) -> SiteImage | None:
-        """The site list's entry for a torrent, or None: then it may not be here."""
+        """An entry of the site list with this torrent, whichever image it is of."""
         if self.site_list is None:
             return None
         return next((i for i in self.site_list.images if i.infohash == infohash), None)
+
+    def entry(self, identifier: str, version: str, infohash: str) -> SiteImage | None:
+        """The site list's entry for an image version, or None: then it may not be used here.
+
+        The info-hash alone does not do: the same bytes may stand under another name."""
+        image = self.image(infohash)
+        named = image is not None and (image.identifier, image.version) == (identifier, version)
+        return image if named else None
 
     def require_leasable(self) -> SiteList:
         """The site list, if new leases may rest on it. Raises SiteListStale or NotReady."""
@@ -159,17 +174,21 @@ class Authority:
                 MessageInvalid(f"site list of {len(message)} bytes", hint="refused")
             )
         self._waiting_list = message
+        # A list whose signer was revoked since is no floor: a thief may have set it high.
+        held = self.site_list if self._authentic else None
         verdict = self._verify(
             message,
-            last_version=self.site_list.version if self.site_list else None,
-            last_sha512=self._list_sha512,
+            last_version=held.version if held else None,
+            last_sha512=self._list_sha512 if held else None,
         )
         if verdict.message_sha512 == self._list_sha512 and verdict.accepted:
             self._authentic = True
             return False
         if not verdict.accepted:
             self._count("site-list", [reason.code for reason in verdict.reasons])
-        verdict.require()
+        version = verdict.require().version
+        if version.isdecimal():
+            _check_not_ahead("site list version", int(version), self._clock())
         durable.replace(self._state_dir / "site-list.smime", message)
         self._enforce(verdict)
         waiting, self._waiting_desired = self._waiting_desired, None
@@ -188,6 +207,8 @@ class Authority:
         held = _read(self._state_dir / "site-list.smime")
         if held is not None and self.site_list is not None:
             self._authentic = self._verify(held).authentic
+            if not self._authentic:
+                self._distrust()
         if self._waiting_list is not None:
             waiting = self._waiting_list
             self._guarded("site-list", lambda: self.offer_site_list(waiting))
@@ -215,6 +236,7 @@ class Authority:
                 raise WrongNode(f"orders for {orders.node}", hint="ignored")
             if orders.sequence <= self._sequence:
                 raise GenerationDown(f"orders {orders.sequence} again", hint="ignored")
+            _check_not_ahead("orders", orders.sequence, self._clock())
             if self._clock() > orders.expires_at + timedelta(seconds=ORDERS_GRACE_S):
                 raise OrdersExpired(f"orders {orders.sequence} are late", hint="check the clocks")
         except DistribError as error:
@@ -245,8 +267,8 @@ class Authority:
         self._waiting_list = None
 
     def _keys(self) -> Mapping[str, Ed25519PublicKey]:
-        if self.site_list is None:
-            raise NotReady("no site list yet: orders cannot be checked", hint="they come again")
+        if self.site_list is None or not self._authentic:
+            raise NotReady("no site list to check orders by", hint="they are looked at again")
         return self.site_list.keys()
 
     def _take_desired(self, envelope: bytes, floor: int) -> Desired:
@@ -259,9 +281,16 @@ class Authority:
                 f"desired state {desired.generation}, have {floor}",
                 hint="an old message was replayed, or the head was set back",
             )
+        _check_not_ahead("desired state", desired.generation, self._clock())
         self.desired = desired
         self._generation = desired.generation
         return desired
+
+    def _distrust(self) -> None:
+        """The list in force was signed by somebody who is revoked now: so were its orders' keys."""
+        self.desired = None
+        self._generation = self._sequence = 0
+        self._save_floors()
 
     def _take_crl(self, pem: bytes) -> bool:
         if len(pem) > CRL_MAX_BYTES:
@@ -314,6 +343,15 @@ class Authority:
         reasons = getattr(error, "reasons", ())
         self._count("order", [reason["code"] for reason in reasons] or [error.code])
         return error
+
+
+def _check_not_ahead(what: str, number: int, now: datetime) -> None:
+    """Numbers are `max(stored + 1, unix time)`: one far ahead would lock out all that follow."""
+    if number > now.timestamp() + AHEAD_S:
+        raise NumberAhead(
+            f"{what} {number} is more than {AHEAD_S // 3600} h ahead of this node's clock",
+            hint="the sender's or this node's clock is wrong, or somebody else signs",
+        )
 
 
 def _read(path: Path) -> bytes | None:

@@ -17,6 +17,7 @@ from agent.cache.holders import current_boot_id
 from agent.cache.records import VolumeRecord
 from agent.cache.store import Store
 from agent.launching import Launcher
+from agent.lock import hold
 from agent.operations import Operations
 from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
@@ -57,6 +58,8 @@ class Agent:
 
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
+        # Before the stores: they clean up what is left of earlier agents.
+        self._locks = [hold(settings.state_dir), hold(settings.cache.directory)]
         self._boot_id = current_boot_id()
         self._topics = Topics(settings.bus.prefix)
         self._states: dict[str, State] = {}

@@ -234,7 +234,7 @@ class Operations:
                 image=text,
             )
         record = await asyncio.to_thread(self._cache.resolve, found[0].identifier, ref.version)
-        image = self._authority.image(record.infohash)
+        image = self._authority.entry(record.identifier, record.version, record.infohash)
         if image is None:
             raise NotFound(f"image {record.image} is not on the site list", hint="it was revoked")
         return record, image

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,12 +19,15 @@ from agent.authority import Authority
 from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.pull.machine import Plan
 from agent.pull.running import PullParts, RunningPull
-from distrib.bus.messages import Caps, Desired, DesiredImage, NodeReason, Orders, State
+from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
 from distrib.errors import Conflict, DistribError, NotReady, TorrentMismatch
 from distrib.swarm.transfer import Transfer
 from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
+
+LOOK_AGAIN_S = 30.0
+"""Faults that nobody announces the end of (a disk, a peer's torrent) are looked at this often."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Waiting:
 class Puller:
     """Owns the pulls and the seeding transfers of a node.
 
-    ``want_torrent`` subscribes to a torrent's topic; ``announce`` hears of pulls that ended.
+    ``want_torrent`` subscribes to a torrent's topic; ``changed`` hears of every change.
     """
 
     def __init__(
@@ -74,12 +77,11 @@ class Puller:
         """Look again at every wake-up, until cancelled; then all pulls are ended and kept."""
         try:
             while True:
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await self._wake.wait()
                 self._wake.clear()
-                try:
-                    await self._reconcile()
-                except DistribError as error:
-                    log.warning("reconcile-failed", code=error.code, why=error.message)
+                await self._guarded("site list", self._reconcile())
                 self._changed()
         finally:
             await self._end_all()
@@ -109,7 +111,7 @@ class Puller:
                 case "reparent":
                     pull = self.pulls.get(order.infohash)
                     if pull is not None:
-                        pull.follow(Plan(parents=order.parents), self._own_caps)
+                        pull.follow_plan(Plan(parents=order.parents))
                 case "tokens":
                     log.info("order-not-for-us", kind=order.kind)
 
@@ -154,8 +156,26 @@ class Puller:
         for infohash in set(self.waiting) - wanted:
             del self.waiting[infohash]
         for image in sorted(desired.images, key=lambda image: -image.priority):
-            await self._fulfil(image, desired)
+            await self._guarded(image.infohash, self._fulfil(image))
+        await self._give_up_strays(wanted)
         await self._seed_all()
+
+    async def _guarded(self, what: str, step: Coroutine[object, object, None]) -> None:
+        """One image's fault must not keep the others; it is looked at again later."""
+        try:
+            await step
+        except DistribError as error:
+            log.warning("reconcile-failed", about=what, code=error.code, why=error.message)
+
+    async def _give_up_strays(self, wanted: set[str]) -> None:
+        """Fail what nobody wants and nobody pulls: else it would never be evicted."""
+        for holding in (await asyncio.to_thread(self._parts.cache.snapshot)).holdings:
+            record = holding.record
+            stray = record.infohash not in wanted and record.infohash not in self._tasks
+            if stray and record.state in UNDER_WAY:
+                reason = record.reason or NodeReason.CANCELLED
+                fail = self._parts.cache.fail
+                await asyncio.to_thread(fail, record.infohash, reason, "no longer desired")
 
     async def _follow_site_list(self) -> None:
         """Block what was revoked, give back what was blocked in error."""
@@ -164,21 +184,22 @@ class Puller:
         cache = self._parts.cache
         for holding in (await asyncio.to_thread(cache.snapshot)).holdings:
             record = holding.record
-            listed = self._authority.image(record.infohash) is not None
+            entry = self._authority.entry(record.identifier, record.version, record.infohash)
+            listed = entry is not None
             blocked = record.state is State.BLOCKED or record.reason is NodeReason.REVOKED
             if not listed and not blocked:
-                await self.cancel(record.infohash, NodeReason.REVOKED, "not on the site list")
-                await self.let_go(record.infohash)
-                await asyncio.to_thread(cache.block, record.infohash, "not on the site list")
+                await self._guarded(record.infohash, self._block(record.infohash))
             elif listed and record.state is State.BLOCKED:
                 await asyncio.to_thread(cache.unblock, record.infohash)
 
-    async def _fulfil(self, wanted: DesiredImage, desired: Desired) -> None:
-        image = self._authority.image(wanted.infohash)
-        if image is None or (image.identifier, image.version) != (
-            wanted.identifier,
-            wanted.version,
-        ):
+    async def _block(self, infohash: str) -> None:
+        await self.cancel(infohash, NodeReason.REVOKED, "not on the site list")
+        await self.let_go(infohash)
+        await asyncio.to_thread(self._parts.cache.block, infohash, "not on the site list")
+
+    async def _fulfil(self, wanted: DesiredImage) -> None:
+        image = self._authority.entry(wanted.identifier, wanted.version, wanted.infohash)
+        if image is None:
             self._hold_back(
                 wanted.infohash,
                 NodeReason.NOT_ON_SITE_LIST,
@@ -188,21 +209,27 @@ class Puller:
             return
         pull = self.pulls.get(wanted.infohash)
         if pull is not None:
-            pull.follow(_plan(wanted), self._caps(wanted))
+            pull.follow(_plan(wanted), self._caps(wanted), self._deadline_s(wanted))
             return
         record = await self._desire(wanted, image)
+        await self._let_evicted_go()
+        if record.image != image.ref:
+            await self._rename(record)
+            return
         if record.state not in (State.RESERVED, State.PULLING):
             self.waiting.pop(wanted.infohash, None)
             return
         known = self._parts.torrents.info(image)
         if known is None:
             self._want_torrent(wanted.infohash)
-            if wanted.infohash not in self.waiting:
+            held = self.waiting.get(wanted.infohash)
+            if held is None or held.reason is not NodeReason.TORRENT_MISMATCH:
                 self._hold_back(
                     wanted.infohash, NodeReason.WAITING_FOR_TORRENT, "no torrent yet", wanted
                 )
             return
         self.waiting.pop(wanted.infohash, None)
+        await self.let_go(wanted.infohash)
         info, raw = known
         pull = RunningPull(
             image,
@@ -217,6 +244,18 @@ class Puller:
         self._tasks[wanted.infohash] = asyncio.create_task(
             self._pull(pull), name=f"pull {image.ref}"
         )
+
+    async def _let_evicted_go(self) -> None:
+        """Making room may have evicted what is still served: close it, so that the disk has it."""
+        for infohash in list(self.seeding):
+            if await asyncio.to_thread(self._parts.cache.record, infohash) is None:
+                await self.let_go(infohash)
+
+    async def _rename(self, record: VolumeRecord) -> None:
+        """The same bytes under another name: the old name's volume makes way, then it is pulled."""
+        await self.let_go(record.infohash)
+        await asyncio.to_thread(self._parts.cache.evict, record.infohash, force=True)
+        self.wake()
 
     async def _desire(self, wanted: DesiredImage, image: SiteImage) -> VolumeRecord:
         cache = self._parts.cache
@@ -251,21 +290,35 @@ class Puller:
             log.info("pull-overtaken", image=pull.image.ref, why=error.message)
         except DistribError as error:
             log.warning("pull-failed", image=pull.image.ref, code=error.code, why=error.message)
-            await asyncio.to_thread(
-                self._parts.cache.fail, infohash, NodeReason.STORAGE_FAILED, error.message
-            )
+            await self._fail(infohash, NodeReason.STORAGE_FAILED, error.message)
+        except Exception as error:
+            log.exception("bug", image=pull.image.ref)
+            await self._fail(infohash, NodeReason.INTERNAL, f"{type(error).__name__}: {error}")
         finally:
             self.pulls.pop(infohash, None)
             self._tasks.pop(infohash, None)
             self._changed()
+            # A rollout that asked meanwhile has its own say now.
+            self.wake()
+
+    async def _fail(self, infohash: str, reason: NodeReason, text: str) -> None:
+        try:
+            await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
+        except DistribError as error:
+            log.warning("not-recorded", infohash=infohash, code=error.code, why=error.message)
 
     async def _seed_all(self) -> None:
         for holding in (await asyncio.to_thread(self._parts.cache.snapshot)).holdings:
             record = holding.record
-            image = self._authority.image(record.infohash)
-            idle = record.infohash not in self.seeding and record.infohash not in self.pulls
+            image = self._authority.entry(record.identifier, record.version, record.infohash)
+            serving = self.seeding.get(record.infohash)
+            if serving is not None and serving.fault is not None:
+                log.warning("not-served", image=record.image, why=serving.fault.message)
+                await self.let_go(record.infohash)
+                serving = None
+            idle = serving is None and record.infohash not in self.pulls
             if record.state is State.READY and image is not None and idle:
-                await self._seed(record, image)
+                await self._guarded(record.infohash, self._seed(record, image))
 
     async def _seed(self, record: VolumeRecord, image: SiteImage) -> None:
         known = self._parts.torrents.with_layers(image) or self._parts.torrents.info(image)

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
+from agent.cache.records import UNDER_WAY
 from agent.cache.snapshot import Holding
 from agent.puller import Puller, Waiting
 from distrib.bus.messages import (
@@ -152,7 +153,7 @@ class Reporter:
         running = puller.pulls.get(record.infohash)
         pull = running.pull if running else None
         transfer = pull.transfer if pull else puller.seeding.get(record.infohash)
-        if pull is not None and running is not None:
+        if pull is not None and running is not None and record.state in UNDER_WAY:
             moving |= {
                 "bytes_done": pull.transfer.done_bytes,
                 "rate_bps": pull.transfer.rate_bps,

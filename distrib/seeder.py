@@ -20,6 +20,7 @@ from distrib.bus.topics import Topics
 from distrib.config import Section, Settings
 from distrib.errors import DistribError, StorageFailed, TorrentMismatch
 from distrib.swarm import IMAGE_FILE, TORRENT_FILE
+from distrib.swarm.pieces import piece_hashes
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import check_info, info_of
@@ -74,6 +75,8 @@ class Seeder:
         self._topics = Topics(settings.bus.prefix)
         self._site_list: SiteList | None = None
         self._seeding: dict[str, Transfer] = {}
+        self._infos: dict[str, bytes] = {}
+        self._complaints: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._bus = Bus(
             settings.bus,
@@ -84,7 +87,7 @@ class Seeder:
                 qos=1,
                 retain=True,
             ),
-            on_connect=self._announce,
+            on_connect=self._publish_all,
         )
         self._port = settings.swarm.port
 
@@ -131,10 +134,15 @@ class Seeder:
         approved = {image.infohash: image for image in self._site_list.images}
         changed = False
         for infohash in set(self._seeding) - set(approved):
-            await self._session.remove(self._seeding.pop(infohash))
+            await self._drop(infohash)
             # An empty retained payload deletes the topic.
             self._bus.retain(self._topics.torrent(infohash), b"")
             changed = True
+        for infohash, transfer in list(self._seeding.items()):
+            if transfer.fault is not None:
+                self._complain(approved[infohash], transfer.fault.message)
+                await self._drop(infohash)
+                changed = True
         for infohash, image in approved.items():
             if infohash not in self._seeding:
                 changed |= await self._seed(image)
@@ -148,22 +156,41 @@ class Seeder:
             return False
         try:
             torrent = await asyncio.to_thread(torrent_file.read_bytes)
+            raw_info = info_of(torrent)
             info = check_info(
-                info_of(torrent),
+                raw_info,
                 infohash=image.infohash,
                 size_bytes=image.size_bytes,
                 piece_bytes=image.piece_bytes,
             )
+            piece_hashes(torrent, info)
             _check_size(directory / IMAGE_FILE, info.size_bytes)
+            transfer = self._session.add(info, torrent, directory, seed=True)
         except (OSError, TorrentMismatch, StorageFailed) as error:
-            log.warning("not-seeded", image=image.ref, why=str(error))
+            self._complain(image, str(error))
             return False
-        transfer = self._session.add(info, torrent, directory, seed=True)
         transfer.limit(download_bps=0, upload_bps=self._settings.swarm.upload_bps)
         self._seeding[image.infohash] = transfer
-        self._bus.retain(self._topics.torrent(image.infohash), info_of(torrent))
+        self._infos[image.infohash] = raw_info
+        self._bus.retain(self._topics.torrent(image.infohash), raw_info)
         log.info("seeding", image=image.ref, infohash=image.infohash)
         return True
+
+    async def _drop(self, infohash: str) -> None:
+        self._infos.pop(infohash, None)
+        await self._session.remove(self._seeding.pop(infohash))
+
+    def _complain(self, image: SiteImage, why: str) -> None:
+        """Once for each thing that is wrong; it is tried again all the while."""
+        if self._complaints.get(image.infohash) != why:
+            log.warning("not-seeded", image=image.ref, why=why)
+        self._complaints[image.infohash] = why
+
+    def _publish_all(self) -> None:
+        """After each connection: a broker that lost its data has the torrents again."""
+        for infohash, raw_info in self._infos.items():
+            self._bus.retain(self._topics.torrent(infohash), raw_info)
+        self._announce()
 
     def _announce(self) -> None:
         self._publish_presence(online=True)

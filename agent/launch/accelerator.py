@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from agent.finishing import to_the_end
 from agent.launch import channel
 from agent.launch.domain import Accelerator, Disk, DomainSpec, to_xml
-from agent.launch.finishing import to_the_end
 from agent.launch.hypervisor import Hypervisor
 from distrib.errors import LaunchFailed
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from agent.finishing import to_the_end
 from agent.launch import channel
 from agent.launch.context import JobPart, SitePart, files_of, write_disc
 from agent.launch.domain import Accelerator, Disk, DomainSpec, Nic, to_xml
-from agent.launch.finishing import to_the_end
 from agent.launch.hypervisor import Domain, End, Hypervisor
 from agent.launch.outcome import MAX_RESULT_BYTES, Outcome, console_tail, parse_result
 from distrib.errors import Conflict, DistribError, LaunchFailed, TimedOut

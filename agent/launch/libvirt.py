@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from xml.etree import ElementTree as ET
 
+from agent.finishing import to_the_end
 from agent.launch.domain import NAMESPACE, owner_of
-from agent.launch.finishing import to_the_end
 from agent.launch.hypervisor import Domain, End
 from distrib.errors import DistribError, LaunchFailed, NetworkError, TimedOut, ToolMissing
 

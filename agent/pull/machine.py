@@ -100,11 +100,11 @@ def on_piece(state: Pulling, *, now_s: float) -> Step:
     return replace(state, last_piece_s=now_s, interval_s=interval_s, reason=None), ()
 
 
-def on_plan(state: Pulling, plan: Plan, *, now_s: float) -> Step:
+def on_plan(state: Pulling, plan: Plan, *, now_s: float, deadline_s: float | None) -> Step:
     """A new plan arrived: back to its parents; what is connected stays."""
     if plan == state.plan:
-        return state, ()
-    fresh, effects = start(plan, now_s=now_s, deadline_s=state.deadline_s)
+        return replace(state, deadline_s=deadline_s), ()
+    fresh, effects = start(plan, now_s=now_s, deadline_s=deadline_s)
     return replace(fresh, interval_s=state.interval_s, last_piece_s=state.last_piece_s), effects
 
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import structlog
 
 from agent.cache.store import WriteTarget
+from agent.finishing import to_the_end
 from agent.pull.digest import PrefixDigest
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.source import Source
-from distrib.errors import DigestMismatch, StorageFailed
+from distrib.errors import DigestMismatch, DistribError, StorageFailed, TorrentMismatch
+from distrib.swarm.pieces import torrent_from_volume
 from distrib.swarm.torrent import TorrentInfo
 from distrib.swarm.transfer import Transfer
 
@@ -41,6 +43,7 @@ class Pull:
         target: WriteTarget,
         *,
         sha512: str,
+        raw_info: bytes,
         resume_files: ResumeFiles,
         resumed: Resume | None,
     ) -> None:
@@ -48,9 +51,12 @@ class Pull:
         self.resumed_bytes = transfer.done_bytes
         self._target = target
         self._sha512 = sha512
+        self._raw_info = raw_info
         self._resume_files = resume_files
         self._before = resumed or Resume(have=())
         self._digest = PrefixDigest(target.fd)
+        self._noting = asyncio.Lock()
+        self._complaint = ""
 
     @property
     def info(self) -> TorrentInfo:
@@ -104,25 +110,44 @@ class Pull:
             raise DigestMismatch(
                 f"volume {self._name}: SHA-512 {digest[:16]}…, the site list says"
                 f" {self._sha512[:16]}…",
-                hint="the site list contradicts itself: approve the image again",
+                hint="the disk changed what was written to it, or the site list contradicts itself:"
+                " roll it out again, and look at the disk",
                 infohash=self.info.infohash,
             )
-        return await self.transfer.torrent_file()
+        try:
+            return await self.transfer.torrent_file()
+        except TorrentMismatch:
+            # Begun with bits from an earlier start: libtorrent never asked for those hashes.
+            return await asyncio.to_thread(
+                torrent_from_volume, self._target.fd, self._raw_info, self.info
+            )
 
     async def checkpoint(self) -> None:
         """Make what is verified durable, say so in the resume file, and hash on."""
-        prefix_bytes = self.transfer.verified_prefix * self.info.piece_bytes
-        resume = self._noted()
-        await self.transfer.flush()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(asyncio.to_thread(self._persist, resume))
-            group.create_task(self._digest.advance(min(prefix_bytes, self.info.size_bytes)))
+        async with self._noting:
+            prefix_bytes = self.transfer.verified_prefix * self.info.piece_bytes
+            resume = self._noted()
+            await self.transfer.flush()
+            # A thread cannot be cancelled: the lock is held until it is done.
+            await to_the_end(self._persist_and_hash(resume, prefix_bytes))
+
+    async def _persist_and_hash(self, resume: Resume, prefix_bytes: int) -> None:
+        outcomes = await asyncio.gather(
+            asyncio.to_thread(self._persist, resume),
+            self._digest.advance(min(prefix_bytes, self.info.size_bytes)),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     async def hand_over(self) -> None:
         """Give what is verified to the kernel, and note it for as long as this kernel runs."""
-        resume = self._noted()
-        await self.transfer.flush()
-        await asyncio.to_thread(self._resume_files.save_for_this_boot, self.info.infohash, resume)
+        async with self._noting:
+            resume = self._noted()
+            await self.transfer.flush()
+            save = self._resume_files.save_for_this_boot
+            await to_the_end(asyncio.to_thread(save, self.info.infohash, resume))
 
     def _noted(self) -> Resume:
         have = tuple(bool(held) for held in self.transfer.have)
@@ -138,13 +163,9 @@ class Pull:
         while not self.transfer.is_complete:
             await asyncio.sleep(rest_s)
             began_s, done_bytes = loop.time(), self.transfer.done_bytes
-            if done_bytes > saved_bytes:
-                try:
-                    await self.checkpoint()
-                    saved_bytes = done_bytes
-                except* StorageFailed as errors:
-                    # The end meets the same fault and reports it.
-                    log.warning("checkpoint-failed", why=str(errors.exceptions[0]))
+            due = done_bytes > saved_bytes
+            if due and await self._survives("checkpoint", self.checkpoint()):
+                saved_bytes = done_bytes
             rest_s = max(CHECKPOINT_MIN_S, CHECKPOINT_REST * (loop.time() - began_s))
 
     async def _hand_overs(self) -> None:
@@ -154,7 +175,18 @@ class Pull:
             await asyncio.sleep(HAND_OVER_S)
             if self.transfer.done_bytes - noted_bytes >= due_bytes:
                 noted_bytes = self.transfer.done_bytes
-                await self.hand_over()
+                await self._survives("hand-over", self.hand_over())
+
+    async def _survives(self, what: str, step: Awaitable[None]) -> bool:
+        """Whether a step went well; the end of the pull meets the same fault and reports it."""
+        try:
+            await step
+        except DistribError as error:
+            if self._complaint != error.message:
+                log.warning(f"{what}-failed", infohash=self.info.infohash, why=error.message)
+            self._complaint = error.message
+            return False
+        return True
 
     def _persist(self, resume: Resume) -> None:
         _fsync(self._target)

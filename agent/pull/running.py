@@ -15,6 +15,7 @@ import structlog
 
 from agent.cache.cache import Cache
 from agent.cache.store import WriteTarget
+from agent.finishing import to_the_end
 from agent.pull.machine import ParentLost, Plan
 from agent.pull.pull import Pull
 from agent.pull.resume import Resume, ResumeFiles
@@ -85,39 +86,51 @@ class RunningPull:
         """Why pieces do not come, while they do not."""
         return self._source.reason if self._source else None
 
-    def follow(self, plan: Plan, caps: Caps) -> None:
-        """Fetch by another plan and within other caps from now on."""
-        self._plan = plan
+    def follow_plan(self, plan: Plan) -> None:
+        """Fetch by another plan; caps and deadline stay."""
+        self.follow(plan, self._caps, self._deadline_s)
+
+    def follow(self, plan: Plan, caps: Caps, deadline_s: float | None) -> None:
+        """Fetch by another plan, within other caps, until another deadline from now on."""
+        self._plan, self._deadline_s = plan, deadline_s
         if self._source is not None:
-            self._source.follow(plan)
+            self._source.follow(plan, deadline_s=deadline_s)
         if caps != self._caps:
             self._caps = caps
             self._limit()
 
     async def run(self) -> Transfer | None:
         """Pull to ``ready`` and return the transfer, which seeds on; None when it failed."""
+        try:
+            ready = await self._run()
+        except BaseException:
+            await to_the_end(self._close())
+            raise
+        if not ready:
+            await to_the_end(self._close())
+        return self.transfer
+
+    async def _run(self) -> bool:
         infohash = self.image.infohash
-        cache = self._parts.cache
+        cache, resume = self._parts.cache, self._parts.resume
         before = await asyncio.to_thread(cache.record, infohash)
         await asyncio.to_thread(cache.start_pull, infohash)
         try:
             await self._pull(fresh=before is None or before.state is State.RESERVED)
         except DistribError as error:
-            await self._close()
+            if isinstance(error, DigestMismatch):
+                # What is on disk is not what was verified: the bits are worth nothing.
+                await asyncio.to_thread(resume.discard, infohash)
             reason = next((r for kind, r in _REASONS if isinstance(error, kind)), None)
             await asyncio.to_thread(
                 cache.fail, infohash, reason or NodeReason.INTERNAL, error.message
             )
-            return None
-        except asyncio.CancelledError:
-            await self._close()
-            raise
+            return False
         record = await asyncio.to_thread(cache.ready, infohash)
         if record.state is not State.READY:
-            await self._close()
-            return None
-        await asyncio.to_thread(self._parts.resume.discard, infohash)
-        return self.transfer
+            return False
+        await asyncio.to_thread(resume.discard, infohash)
+        return True
 
     async def _pull(self, *, fresh: bool) -> None:
         infohash = self.image.infohash
@@ -129,9 +142,10 @@ class RunningPull:
         try:
             resumed = await asyncio.to_thread(self._resumed, target, fresh)
             session = self._parts.sessions[target.backend]
+            known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
             self.transfer = session.add(
                 self._info,
-                self._raw_info,
+                known[1] if known else self._raw_info,
                 target.directory,
                 have=resumed.have if resumed else None,
             )
@@ -146,6 +160,7 @@ class RunningPull:
                 self.transfer,
                 target,
                 sha512=self.image.sha512,
+                raw_info=self._raw_info,
                 resume_files=self._parts.resume,
                 resumed=resumed,
             )

@@ -44,9 +44,10 @@ class SwarmSource:
         """Why pieces do not come, while they do not."""
         return self._state.reason
 
-    def follow(self, plan: Plan) -> None:
-        """Fetch by a new plan from now on."""
-        self._step(machine.on_plan(self._state, plan, now_s=self._now_s()))
+    def follow(self, plan: Plan, *, deadline_s: float | None = None) -> None:
+        """Fetch by a new plan, until another deadline, from now on."""
+        now_s = self._now_s()
+        self._step(machine.on_plan(self._state, plan, now_s=now_s, deadline_s=deadline_s))
 
     async def bring(self, sink: PieceSink) -> None:
         """See ``Source.bring``. Raises StorageFailed, NoSpace or TimedOut."""

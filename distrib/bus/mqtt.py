@@ -230,8 +230,7 @@ class Bus:
             # What was put into the outbox while there was no connection.
             self._wake.set()
             log.info("bus-connected", broker=self._broker)
-            if self._on_connect is not None:
-                self._on_connect()
+            self._greet()
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send_all(client), name="bus outbox")
                 try:
@@ -243,6 +242,14 @@ class Bus:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = self._session_expiry_s
         return properties
+
+    def _greet(self) -> None:
+        try:
+            if self._on_connect is not None:
+                self._on_connect()
+        except Exception:
+            # A bug, but one that must not end the connection for good.
+            log.exception("bus-greeting-failed", broker=self._broker)
 
     async def _receive(self, client: aiomqtt.Client) -> None:
         async for message in client.messages:

@@ -72,6 +72,28 @@ def torrent_from_resume_data(data: bytes, info: TorrentInfo) -> bytes:
     return lt.bencode(torrent)
 
 
+def torrent_from_volume(fd: int, raw_info: bytes, info: TorrentInfo) -> bytes:
+    """The torrent file, with its piece layer computed from the bytes in ``fd``; reads all of it.
+
+    Raises TorrentMismatch when the bytes are not those of the info dictionary."""
+    document: Any = lt.bdecode(raw_info)
+    (entry,) = document[b"file tree"].values()
+    root = entry[b""][b"pieces root"]
+    hashes = [
+        piece_hash(_read_piece(fd, index, info), leaves=_leaves(info))
+        for index in range(info.pieces)
+    ]
+    found = hashes[0] if info.pieces == 1 else _layer_root(hashes, info.piece_bytes)
+    if found != root:
+        raise TorrentMismatch(
+            f"torrent {info.infohash[:12]}: the volume holds other bytes",
+            hint="fetch the image again",
+        )
+    layers = {root: b"".join(hashes)} if info.pieces > 1 else {}
+    torrent: Any = {b"info": document, b"piece layers": layers}
+    return lt.bencode(torrent)
+
+
 def _layer_of_tree(tree: dict[bytes, bytes], info: TorrentInfo) -> Iterator[bytes]:
     mask, hashes = tree[b"mask"], tree[b"hashes"]
     held: dict[int, bytes] = {}
@@ -104,15 +126,19 @@ def check_volume(fd: int, torrent: bytes, info: TorrentInfo) -> Iterator[bool]:
 
     Reads the volume once. Raises TorrentMismatch, or StorageFailed where it cannot be read."""
     for index, expected in enumerate(piece_hashes(torrent, info)):
-        try:
-            data = os.pread(fd, info.piece_size(index), index * info.piece_bytes)
-        except OSError as error:
-            raise StorageFailed(
-                f"reading piece {index}: {error.strerror}",
-                hint="see the kernel's log for the device",
-                piece=index,
-            ) from None
+        data = _read_piece(fd, index, info)
         yield piece_hash(data, leaves=_leaves(info)) == expected
+
+
+def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
+    try:
+        return os.pread(fd, info.piece_size(index), index * info.piece_bytes)
+    except OSError as error:
+        raise StorageFailed(
+            f"reading piece {index}: {error.strerror}",
+            hint="see the kernel's log for the device",
+            piece=index,
+        ) from None
 
 
 def _leaves(info: TorrentInfo) -> int:

@@ -42,6 +42,8 @@ def lan_profile(
     pipeline = min(max(2 * link.in_flight_bytes // (16 * KIB), 16), 2000)
     return {
         "listen_interfaces": f"{address}:{port}",
+        # A port that is taken is an error: the next one would be announced to nobody.
+        "max_retry_port_bind": 0,
         "outgoing_interfaces": address if address not in ("0.0.0.0", "::") else "",  # noqa: S104
         # Peers come from the controller alone: nothing is discovered, announced or mapped.
         "enable_dht": False,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import libtorrent as lt
 import structlog
 
-from distrib.errors import NodeError, OperatorError
+from distrib.errors import NodeError, OperatorError, TorrentMismatch
 from distrib.swarm.events import (
     HashFailed,
     PeerBanned,
@@ -112,7 +112,7 @@ class SwarmSession:
         if info.infohash in self._transfers:
             raise NodeError(f"torrent {info.infohash[:12]} is open already", hint="a bug")
         document = source if source.startswith(b"d4:info") else document_of(source)
-        params = lt.load_torrent_buffer(document)
+        params = _parsed(document, info)
         params.save_path = str(directory)
         flags = lt.torrent_flags.no_verify_files | lt.torrent_flags.update_subscribe
         if seed:
@@ -123,7 +123,10 @@ class SwarmSession:
         if sequential and not seed:
             flags |= lt.torrent_flags.sequential_download
         params.flags = flags
-        handle = self._open().add_torrent(params)
+        try:
+            handle = self._open().add_torrent(params)
+        except RuntimeError as error:
+            raise _damaged(info, error) from None
         transfer = Transfer(handle, info, have or [False] * info.pieces)
         self._transfers[info.infohash] = transfer
         return transfer
@@ -205,6 +208,19 @@ class SwarmSession:
                 make = _EVENTS.get(type(alert))
                 if make is not None:
                     transfer.on_event(make(alert))
+
+
+def _parsed(document: bytes, info: TorrentInfo) -> lt.add_torrent_params:
+    try:
+        return lt.load_torrent_buffer(document)
+    except RuntimeError as error:
+        raise _damaged(info, error) from None
+
+
+def _damaged(info: TorrentInfo, error: RuntimeError) -> TorrentMismatch:
+    return TorrentMismatch(
+        f"torrent {info.infohash[:12]}: {error}", hint="its file is damaged: publish it again"
+    )
 
 
 _EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {

@@ -7,6 +7,7 @@ Everything in it passed its hash. Pieces come from peers (``connect``) or from a
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 
 import libtorrent as lt
@@ -48,9 +49,9 @@ class Transfer:
         self._handle = handle
         self._done = asyncio.Event()
         self._offers: dict[int, asyncio.Future[bool]] = {}
-        self._flushes: list[asyncio.Future[None]] = []
+        self._flushes: deque[asyncio.Future[None]] = deque()
         self._layers: list[asyncio.Future[bytes]] = []
-        self._faulted = False
+        self.fault: StorageFault | None = None
         self.watched = False
         if self.is_complete:
             self._done.set()
@@ -123,7 +124,7 @@ class Transfer:
         self._handle.pause()
 
     def resume(self) -> None:
-        self._faulted = False
+        self.fault = None
         self._handle.clear_error()
         self._handle.resume()
 
@@ -145,7 +146,13 @@ class Transfer:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._layers.append(answer)
         self._handle.save_resume_data(lt.save_resume_flags_t.save_info_dict)
-        data = await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+        try:
+            data = await asyncio.wait_for(answer, FLUSH_LIMIT_S)
+        except TimeoutError:
+            raise TimedOut(
+                f"torrent {self.infohash[:12]}: no piece hashes in {FLUSH_LIMIT_S:.0f} s",
+                hint="the disk is too slow or hangs; see the kernel's log",
+            ) from None
         return await asyncio.to_thread(torrent_from_resume_data, data, self.info)
 
     # -- fed by the session ---------------------------------------------------------------------
@@ -181,9 +188,9 @@ class Transfer:
                 self.hash_failures[address] = self.hash_failures.get(address, 0) + 1
             case StorageFault():
                 # A failing first write posts hundreds of alerts before the pause takes effect.
-                if self._faulted:
+                if self.fault is not None:
                     return
-                self._faulted = True
+                self.fault = event
             case Completed() | Progress():
                 pass
         self._tell(event)
@@ -198,10 +205,11 @@ class Transfer:
         self._tell(Progress())
 
     def on_flushed(self) -> None:
-        for answer in self._flushes:
+        # One answer for each asking, in order: a later one may cover pieces that this does not.
+        if self._flushes:
+            answer = self._flushes.popleft()
             if not answer.done():
                 answer.set_result(None)
-        self._flushes.clear()
 
     def on_resume_data(self, data: bytes | None, why: str = "") -> None:
         for answer in self._layers:

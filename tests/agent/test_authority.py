@@ -15,7 +15,8 @@ from agent.authority import Authority, GenerationDown, OrdersExpired, WrongNode
 from distrib.bus.messages import Cancel, Desired, Orders, encode
 from distrib.errors import DistribError, NotReady, SiteListStale, TrustRefused
 from distrib.trust.envelope import seal
-from distrib.trust.sitelist import SiteList
+from distrib.trust.sitelist import ControllerKey, SiteList
+from distrib.trust.testpki import Role
 from tests.trust.conftest import CONTROLLER_KEY, NOW, World, make_crl, world
 
 __all__ = ["world"]
@@ -120,7 +121,7 @@ def test_the_same_version_with_other_bytes_is_refused(
     assert refused(lambda: authority.offer_site_list(world.signed_site_list(other))) == [
         "version-same-other-bytes"
     ]
-    assert authority.image("a3" * 32) is not None
+    assert authority.image(world.site_image().infohash) is not None
 
 
 def test_an_endorser_cannot_sign_a_site_list(node: Callable[[], Authority], world: World) -> None:
@@ -145,7 +146,7 @@ def test_an_old_list_gives_no_new_leases(
         authority.require_leasable()
     with pytest.raises(SiteListStale):
         node().require_leasable()
-    assert node().image("a3" * 32) is not None
+    assert node().image(world.site_image().infohash) is not None
 
 
 def test_a_crl_takes_a_stolen_catalogue_key_out_of_force_and_an_older_one_does_not_bring_it_back(
@@ -173,6 +174,48 @@ def test_a_crl_takes_a_stolen_catalogue_key_out_of_force_and_an_older_one_does_n
     forged = make_crl(ca.certificate.subject, world.experiment.key)
     with pytest.raises(TrustRefused, match="CRL refused"):
         authority.offer_crl(forged.public_bytes(Encoding.PEM))
+
+
+def test_a_stolen_catalogue_key_cannot_lock_the_node_out(
+    node: Callable[[], Authority], world: World, clock: Clock
+) -> None:
+    authority = node()
+    authority.offer_site_list(world.signed_site_list())
+    thief = Ed25519PrivateKey.generate()
+    far = replace(world.site_list(), version="99999999999")
+    assert refused(lambda: authority.offer_site_list(world.signed_site_list(far))) == [
+        "number-ahead"
+    ]
+    his = newer(world, controller_keys=(ControllerKey.of(thief.public_key()),))
+    authority.offer_site_list(world.signed_site_list(his))
+    assert refused(lambda: authority.offer_desired(desired(1 << 40, key=thief))) == ["number-ahead"]
+    authority.offer_desired(desired(int(NOW.timestamp()) + 9999, key=thief))
+    clock.now = NOW + timedelta(minutes=10)
+    ca = world.site
+    crl = make_crl(
+        ca.certificate.subject,
+        ca.key,
+        world.catalogue.certificate,
+        last_update=NOW + timedelta(minutes=2),
+    )
+    authority.offer_crl(crl.public_bytes(Encoding.PEM))
+    assert authority.desired is None
+    assert refused(lambda: authority.offer_desired(desired(6, key=thief))) == ["not-ready"]
+    successor = ca.issue(Role.CATALOGUE, "second", now=NOW)
+    good = replace(world.site_list(), version="1772366401")
+    authority.offer_site_list(world.signed_site_list(good, by=successor))
+    assert authority.offer_desired(desired(7)).generation == 7
+    assert node().require_leasable().version == "1772366401"
+
+
+def test_the_same_bytes_under_another_name_are_another_image(
+    node: Callable[[], Authority], world: World
+) -> None:
+    authority = node()
+    authority.offer_site_list(world.signed_site_list())
+    image = world.site_image()
+    assert authority.entry(image.identifier, image.version, image.infohash) == image
+    assert authority.entry(image.identifier, "9.9.9", image.infohash) is None
 
 
 def test_orders_are_the_controllers_for_this_node_and_never_go_back(

@@ -81,8 +81,8 @@ def test_only_a_deadline_ends_a_pull() -> None:
 
 def test_a_new_plan_asks_its_parents_and_an_old_one_changes_nothing() -> None:
     state, _ = machine.start(PLAN, now_s=0)
-    assert machine.on_plan(state, PLAN, now_s=1) == (state, ())
-    state, effects = machine.on_plan(state, Plan((FRIEND,)), now_s=1)
+    assert machine.on_plan(state, PLAN, now_s=1, deadline_s=None) == (state, ())
+    state, effects = machine.on_plan(state, Plan((FRIEND,)), now_s=1, deadline_s=None)
     assert effects == (Ask((FRIEND,)),)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ from agent.cache.file import FileStore
 from agent.cache.store import Volume, WriteTarget
 from agent.pull.machine import Plan
 from agent.pull.pull import Pull
-from agent.pull.resume import ResumeFiles
+from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.swarm import SwarmSource
 from distrib.bus.messages import Peer
-from distrib.errors import DigestMismatch, TimedOut
+from distrib.errors import DigestMismatch, StorageFailed, TimedOut
 from distrib.swarm.session import SwarmSession
 from tests.pull.conftest import IMAGE_BYTES, NODE, PIECE_BYTES, Published, seeding, session
 
@@ -26,6 +27,7 @@ class Node:
     """A node's volume and resume files; ``begin`` starts a pull into them."""
 
     def __init__(self, directory: Path, published: Published) -> None:
+        self.directory = directory
         self.published = published
         self.store = FileStore(directory / "cache", 4 * IMAGE_BYTES)
         self.resume_files = ResumeFiles(directory / "resume", boot_id="this boot")
@@ -49,6 +51,7 @@ class Node:
             transfer,
             target,
             sha512=self.sha512,
+            raw_info=self.published.raw_info,
             resume_files=self.resume_files,
             resumed=resumed,
         )
@@ -101,6 +104,34 @@ async def test_a_pull_that_is_cut_off_goes_on_where_it_was_flushed(
     assert node.volume.path.read_bytes() == published.data
     assert fetched_again <= IMAGE_BYTES - again.resumed_bytes + PIECE_BYTES
     assert saved >= again.resumed_bytes
+
+
+async def test_a_pull_that_was_cut_off_in_verifying_ends_with_the_torrent_all_the_same(
+    node: Node, published: Published
+) -> None:
+    with node.store.writing(node.volume) as target:
+        target.directory.joinpath("image.raw").write_bytes(published.data)
+    every_piece = Resume((True,) * published.info.pieces)
+    node.resume_files.save(published.info.infohash, every_piece)
+    async with session(NODE) as own:
+        with node.store.writing(node.volume) as target:
+            pull = node.begin(own, target, ())
+            await pull.fetch([node.source])
+            assert await pull.conclude() == published.torrent
+            await own.remove(pull.transfer)
+
+
+async def test_notes_that_cannot_be_written_do_not_end_a_pull_but_its_end_says_so(
+    node: Node, published: Published
+) -> None:
+    async with seeding(published) as seeder, session(NODE) as own:
+        with node.store.writing(node.volume) as target:
+            pull = node.begin(own, target, (seeder,))
+            shutil.rmtree(node.directory / "resume")
+            await pull.fetch([node.source])
+            with pytest.raises(StorageFailed, match="No such file"):
+                await pull.conclude()
+            await own.remove(pull.transfer)
 
 
 async def test_a_pull_without_peers_waits_for_them_and_its_deadline_ends_it(
