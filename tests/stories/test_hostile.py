@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +19,7 @@ from distrib.trust.sitelist import SiteList, parse_site_list, render_site_list
 from tests.farm.bystander import retain, retained
 from tests.farm.farm import Farm, Node
 from tests.farm.process import CommandFailed, eventually
-from tests.stories.test_rollout import MIB, sha256, start, wait
+from tests.stories.test_rollout import MIB, seeder_of, sha256, start, wait
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -75,8 +76,11 @@ def test_a_torrent_in_the_place_of_another_is_refused_against_the_site_list(
     genuine = retained(farm, "wn4", topic)
     (tmp_path / "image.raw").write_bytes(os.urandom(2 * MIB))
     make_torrent(tmp_path / "image.raw", piece_bytes=64 << 10, out=tmp_path / "other")
-    retain(farm, "seeder", {topic: info_of((tmp_path / "other").read_bytes())})
+    # A seeder that connects again would put its own torrent in the place of the forged one.
+    seeder = seeder_of(farm)
+    os.kill(seeder, signal.SIGSTOP)
     try:
+        retain(farm, "seeder", {topic: info_of((tmp_path / "other").read_bytes())})
         rollout = start(farm, image, "wn2")
         eventually(
             "the node refuses it",
@@ -85,7 +89,8 @@ def test_a_torrent_in_the_place_of_another_is_refused_against_the_site_list(
         assert (node.image(image) or {})["bytes_done"] == 0
         assert report(node)["refused"]["torrent-mismatch"] > 0
     finally:
-        retain(farm, "seeder", {topic: genuine})
+        os.kill(seeder, signal.SIGCONT)
+    eventually("the seeder mends it", lambda: retained(farm, "wn4", topic) == genuine)
     wait(farm, rollout)
     assert sha256(node.volume(image)) == image.sha256
 

@@ -51,6 +51,19 @@ def child_of(parent: int, name: str) -> int:
     raise AssertionError(f"no child {name} of {parent}")
 
 
+def seeder_of(farm: Farm) -> int:
+    """The pid of the head's seeder."""
+    assert farm.head is not None
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == farm.head.pid and b"\0seeder\0" in path.read_bytes():
+                return int(path.parent.name)
+        except OSError:
+            continue
+    raise AssertionError("no seeder")
+
+
 def half_way(node: Node, image: Image, share: float = 0.3) -> None:
     def moving() -> bool:
         found = node.image(image)
@@ -131,19 +144,13 @@ def test_the_seeder_dies_when_one_copy_is_out_and_all_complete(
 ) -> None:
     farm, _ = shaped
     image = farm.publish(48 * MIB, alias="orphaned")
-    assert farm.head is not None
-    up = farm.head.pid
     rollout = start(farm, image)
     first = eventually(
         "one node has it all",
         lambda: next((n for n in farm.nodes.values() if n.state(image) == "ready"), None),
         limit_s=120,
     )
-    seeder = next(
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"seeder" in path.read_bytes() and int(stat_parent(path.parent)) == up
-    )
+    seeder = seeder_of(farm)
     os.kill(seeder, signal.SIGSTOP)
     try:
         wait(farm, rollout)
@@ -151,7 +158,3 @@ def test_the_seeder_dies_when_one_copy_is_out_and_all_complete(
         os.kill(seeder, signal.SIGCONT)
     assert first.state(image) == "ready"
     assert {sha256(node.volume(image)) for node in farm.nodes.values()} == {image.sha256}
-
-
-def stat_parent(process: Path) -> str:
-    return (process / "stat").read_text().rpartition(")")[2].split()[1]
