@@ -211,12 +211,20 @@ class Operations:
                 return [index for index, good in enumerate(found) if not good]
 
         bad = await asyncio.to_thread(bad_pieces)
-        leases = await asyncio.to_thread(self._cache.leases, record.infohash)
-        if bad and not leases:
+        waits = False
+        if bad:
             await self._puller.let_go(record.infohash)
-            await asyncio.to_thread(self._cache.repair, record.infohash)
+            marked = await asyncio.to_thread(
+                self._cache.mark_damaged, record.infohash, f"{len(bad)} bad pieces"
+            )
+            waits = marked.damaged
             self._puller.wake()
-        return {"image": record.image, "good": not bad, "bad_pieces": len(bad)}
+        return {
+            "image": record.image,
+            "good": not bad,
+            "bad_pieces": len(bad),
+            "waits_for_leases": waits,
+        }
 
     # -- parts ----------------------------------------------------------------------------------
 

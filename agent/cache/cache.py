@@ -7,7 +7,7 @@ Invariants, held under one lock that leases and eviction share:
 - room is reserved before the first byte.
 
 Calls block (the daemon makes them from worker threads). Slow work on a single volume (flushing,
-probing holders) is done without the lock, and the state is looked at again after it.
+probing holders, making instances) is done without the lock, and the state is looked at again after.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Final
 
 from agent.cache import holders
 from agent.cache.holders import Holder
-from agent.cache.leases import Lease, new_lease_id
+from agent.cache.leases import Lease
+from agent.cache.leasing import Leasing
 from agent.cache.ledger import Ledger
 from agent.cache.records import ImageVersion, VolumeRecord, absent
 from agent.cache.recovery import Recovery, Start
@@ -31,10 +32,7 @@ from agent.cache.store import Store, Volume
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import (
     Conflict,
-    DistribError,
     NotFound,
-    NotReady,
-    Revoked,
     StorageFailed,
 )
 
@@ -64,6 +62,7 @@ class Cache:
         self._is_alive = is_alive
         self._lock = RLock()
         self._room = Room(self._ledger, self._stores, low_watermark)
+        self._leasing = Leasing(self._ledger, self._stores, self._room, self._lock, is_alive)
         self._next_active: dict[str, str] = {}
 
     def recover(self) -> Recovery:
@@ -222,9 +221,13 @@ class Cache:
             record = self._ledger.in_state(infohash, State.READY)
             if self._ledger.leases_of(infohash):
                 raise _kept(record, "leased")
-            record = self._ledger.move(record, State.PULLING, NodeReason.HASH_FAILED)
-            self._stores[record.store].unseal(self.volume(infohash))
-            return record
+            return self._leasing.repair(record)
+
+    def mark_damaged(self, infohash: str, text: str = "") -> VolumeRecord:
+        """A ``ready`` volume has bad pieces: no new leases, and repair as soon as nothing stands
+        on it, at once when nothing does. Raises Conflict when it is not ``ready``."""
+        with self._lock:
+            return self._leasing.mark_damaged(self._ledger.in_state(infohash, State.READY), text)
 
     def block(self, infohash: str, text: str = "") -> VolumeRecord:
         """Revoked: no new leases; what runs is the caller's matter, as is a pull under way."""
@@ -241,7 +244,8 @@ class Cache:
         with self._lock:
             record = self._ledger.in_state(infohash, State.BLOCKED)
             sealed = self.volume(infohash).sealed
-            return self._ledger.move(record, State.READY if sealed else State.PULLING)
+            record = self._ledger.move(record, State.READY if sealed else State.PULLING)
+            return self._leasing.mark_damaged(record, "bad pieces") if record.damaged else record
 
     def evict(self, infohash: str, *, force: bool = False) -> None:
         """Remove a volume. Raises Conflict while it is leased; and, without ``force``, while it is
@@ -277,59 +281,38 @@ class Cache:
     # Leases -------------------------------------------------------------------------------------
 
     def lease(
-        self, infohash: str, *, holder: Holder, user: str, cow_bytes: int, scratch_bytes: int = 0
+        self,
+        infohash: str,
+        *,
+        holder: Holder,
+        user: str,
+        cow_bytes: int,
+        scratch_bytes: int = 0,
+        owner_uid: int | None = None,
     ) -> Lease:
-        """A writable instance for a job, which lives as long as ``holder``.
+        """A writable instance for a job, which lives as long as ``holder``; its files belong to
+        ``owner_uid``, if given.
 
         Raises NotFound, NotReady, Revoked, NoSpace, StorageFailed or ToolMissing."""
-        with self._lock:
-            record = self._leasable(infohash)
-            store, volume = self._stores[record.store], self.volume(infohash)
-            if not store.volume_per_device:
-                self._room.make(store, cow_bytes + scratch_bytes, keep=infohash)
-            lease = Lease(
-                lease=new_lease_id(),
-                infohash=infohash,
-                image=record.image,
-                store=record.store,
-                user=user,
-                holder=holder,
-                since=self._ledger.now(),
-            )
-            self._ledger.save(replace(record, last_leased=lease.since))
-            self._ledger.save_lease(lease)
-            try:
-                instance = store.make_instance(
-                    volume, lease.lease, cow_bytes=cow_bytes, scratch_bytes=scratch_bytes
-                )
-                return self._ledger.save_lease(lease.with_instance(instance))
-            except DistribError:
-                self._drop(lease)
-                raise
+        return self._leasing.lease(
+            infohash,
+            holder=holder,
+            user=user,
+            cow_bytes=cow_bytes,
+            scratch_bytes=scratch_bytes,
+            owner_uid=owner_uid,
+        )
 
     def release(self, lease: str) -> Lease:
-        """End a lease and remove its instance. Raises NotFound when there is none."""
-        with self._lock:
-            found = self._ledger.leases.get(lease)
-            if found is None:
-                raise NotFound(f"there is no lease {lease}", hint="see `distrib-agent leases`")
-            self._drop(found)
-            return found
+        """End a lease and remove its instance (in a later round of ``reap_dead_leases`` where
+        that fails now). Raises NotFound when there is none, Conflict while it is being made."""
+        return self._leasing.release(lease)
 
     def reap_dead_leases(self) -> tuple[Lease, ...]:
-        """End the leases whose holders are dead; every minute. Returns them."""
-        now = self._ledger.now()
-        suspects = [one for one in self.leases() if not self._is_alive(one.holder, now)]
-        with self._lock:
-            dead = tuple(one for one in suspects if one.lease in self._ledger.leases)
-            for lease in dead:
-                self._drop(lease)
-            # Instances whose removal failed when their leases ended.
-            for store in self._stores.values():
-                for instance in store.instances():
-                    if instance.lease not in self._ledger.leases:
-                        store.drop_instance(instance.lease)
-            return dead
+        """End the leases whose holders are dead; every minute. Returns them.
+
+        What cannot be removed is logged once and tried again in the next round."""
+        return self._leasing.reap()
 
     # Inside the lock ----------------------------------------------------------------------------
 
@@ -349,28 +332,6 @@ class Cache:
         if self._next_active.get(record.identifier) == record.infohash:
             del self._next_active[record.identifier]
         return record
-
-    def _leasable(self, infohash: str) -> VolumeRecord:
-        record = self._ledger.known(infohash)
-        if record.state is State.BLOCKED or record.reason is NodeReason.REVOKED:
-            raise Revoked(
-                f"image {record.image} was revoked: {record.text or 'no reason given'}",
-                hint="use another image or version",
-                image=record.image,
-            )
-        volume = self._room.volume(record)
-        if record.state is not State.READY or volume is None or not volume.sealed:
-            raise NotReady(
-                f"image {record.image} is {record.state}, not ready",
-                hint="wait, or see `distrib-agent status` for the reason",
-                image=record.image,
-                state=str(record.state),
-            )
-        return record
-
-    def _drop(self, lease: Lease) -> None:
-        self._ledger.forget_lease(lease)
-        self._stores[lease.store].drop_instance(lease.lease)
 
 
 def _kept(record: VolumeRecord, why: str) -> Conflict:

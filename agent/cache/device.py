@@ -79,7 +79,9 @@ class DeviceStore:
         self._boot_id = current_boot_id() if boot_id is None else boot_id
         self._pool = DevicePool(devices)
         self._instances_capacity_bytes = instances_capacity_bytes
-        self._instances = Instances(instances_dir, reflink=False, tool_timeout_s=tool_timeout_s)
+        self._instances = Instances(
+            instances_dir, self._lock, reflink=False, tool_timeout_s=tool_timeout_s
+        )
         durable.make_directory(links_dir)
         for leftover in [*links_dir.glob("*.new"), *links_dir.glob("*.gone")]:
             self._clear(leftover)
@@ -198,16 +200,13 @@ class DeviceStore:
     def make_instance(
         self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
     ) -> Instance:
-        need = cow_bytes + scratch_bytes
-        with self._lock:
-            if not any(one.lease == lease for one in self._instances.all()):
-                self._check_instance_room(need)
-            return self._instances.make(
-                self._existing(volume.infohash),
-                lease,
-                cow_bytes=cow_bytes,
-                scratch_bytes=scratch_bytes,
-            )
+        return self._instances.make(
+            self._existing(volume.infohash),
+            lease,
+            cow_bytes=cow_bytes,
+            scratch_bytes=scratch_bytes,
+            check_room=self._check_instance_room,
+        )
 
     def instances(self) -> tuple[Instance, ...]:
         return self._instances.all()

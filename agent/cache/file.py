@@ -56,7 +56,7 @@ class FileStore:
         for home in self._homes():
             durable.sweep(home)
         self._instances = Instances(
-            root / "instances", reflink=reflink, tool_timeout_s=tool_timeout_s
+            root / "instances", self._lock, reflink=reflink, tool_timeout_s=tool_timeout_s
         )
 
     def space(self) -> Space:
@@ -185,15 +185,13 @@ class FileStore:
     def make_instance(
         self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
     ) -> Instance:
-        with self._lock:
-            if not any(one.lease == lease for one in self._instances.all()):
-                self.check_room(cow_bytes + scratch_bytes)
-            return self._instances.make(
-                self._existing(volume.infohash),
-                lease,
-                cow_bytes=cow_bytes,
-                scratch_bytes=scratch_bytes,
-            )
+        return self._instances.make(
+            self._existing(volume.infohash),
+            lease,
+            cow_bytes=cow_bytes,
+            scratch_bytes=scratch_bytes,
+            check_room=self.check_room,
+        )
 
     def instances(self) -> tuple[Instance, ...]:
         return self._instances.all()

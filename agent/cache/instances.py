@@ -12,9 +12,12 @@ import fcntl
 import json
 import os
 import re
+import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Final, Literal
 
 from agent.cache import durable
@@ -77,11 +80,26 @@ def full_disk(path: Path, need_bytes: int) -> NoSpace:
     )
 
 
-class Instances:
-    """A directory of instances. Not thread-safe: its store holds the lock."""
+def give_to(instance: Instance, uid: int) -> None:
+    """Give an instance's files to a user, who alone may open them. Raises StorageFailed."""
+    with durable.storage_errors("giving away", instance.path):
+        for path in filter(None, (instance.path, instance.scratch)):
+            os.chown(path, uid, -1, follow_symlinks=False)
+            path.chmod(0o600)
+        for home in (instance.path.parent, instance.path.parent.parent):
+            home.chmod(stat.S_IMODE(home.stat().st_mode) | 0o111)
 
-    def __init__(self, root: Path, *, reflink: bool = True, tool_timeout_s: float = 60.0) -> None:
+
+class Instances:
+    """A directory of instances. ``lock`` is its store's: ``make`` takes it, except while an
+    instance is filled; the others are called under it."""
+
+    def __init__(
+        self, root: Path, lock: RLock, *, reflink: bool = True, tool_timeout_s: float = 60.0
+    ) -> None:
         self._root = root
+        self._lock = lock
+        self._making: dict[str, _Described] = {}
         self._reflink = reflink
         self._tool_timeout_s = tool_timeout_s
         durable.make_directory(root)
@@ -92,49 +110,42 @@ class Instances:
     def root(self) -> Path:
         return self._root
 
-    def make(self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int) -> Instance:
-        """Make an instance; the same one when the lease has it. Room was checked by the caller.
+    def make(
+        self,
+        volume: Volume,
+        lease: str,
+        *,
+        cow_bytes: int,
+        scratch_bytes: int,
+        check_room: Callable[[int], None],
+    ) -> Instance:
+        """Make an instance; the same one when the lease has it. It counts from ``check_room`` on.
 
         Raises Conflict, NoSpace, StorageFailed or ToolMissing, and then leaves nothing behind."""
         home = self._home(lease)
-        there = self._read(home)
-        if there is not None:
-            if there.instance.infohash != volume.infohash:
-                raise Conflict(
-                    f"lease {lease} has an instance of another image",
-                    hint="release the lease",
-                    lease=lease,
-                )
-            return there.instance
-        if not volume.sealed:
-            raise Conflict(
-                f"volume {volume.infohash} is not sealed: no instance of it can be made",
-                hint="wait until the image is ready",
-                infohash=volume.infohash,
-            )
+        with self._lock:
+            there = self._there(home, volume)
+            if there is not None:
+                return there
+            check_room(cow_bytes + scratch_bytes)
+            planned = Instance(lease, volume.infohash, home / "root.raw", "raw", False, None)
+            self._making[lease] = _Described(planned, cow_bytes, scratch_bytes)
         new = home.with_name(f"{lease}.new")
-        for leftover in (new, home):  # a directory without a description is half removed
-            durable.remove_directory(leftover)
-        durable.make_directory(new)
         try:
-            format_ = self._make_root(volume, new)
-            if scratch_bytes > 0:
-                allocate(new / "scratch.raw", scratch_bytes, mode=0o600)
-            described = {
-                "v": 1,
-                "lease": lease,
-                "infohash": volume.infohash,
-                "format": format_,
-                "cow_bytes": cow_bytes,
-                "scratch_bytes": scratch_bytes,
-            }
-            durable.replace(new / _DESCRIPTION, json.dumps(described).encode())
-            with durable.storage_errors("naming", home):
-                new.rename(home)
-                durable.fsync_directory(self._root)
-        except BaseException:
-            durable.remove_directory(new)
-            raise
+            for leftover in (new, home):  # a directory without a description is half removed
+                durable.remove_directory(leftover)
+            durable.make_directory(new)
+            try:
+                self._fill(new, volume, lease, cow_bytes, scratch_bytes)
+                with durable.storage_errors("naming", home):
+                    new.rename(home)
+                    durable.fsync_directory(self._root)
+            except BaseException:
+                durable.remove_directory(new)
+                raise
+        finally:
+            with self._lock:
+                del self._making[lease]
         made = self._read(home)
         if made is None:
             raise StorageFailed(
@@ -143,6 +154,41 @@ class Instances:
                 path=str(home),
             )
         return made.instance
+
+    def _there(self, home: Path, volume: Volume) -> Instance | None:
+        """The lease's instance, if it has one. Raises Conflict when none can be made."""
+        there = self._read(home)
+        if there is not None and there.instance.infohash == volume.infohash:
+            return there.instance
+        if there is not None or home.name in self._making:
+            raise Conflict(
+                f"lease {home.name} has an instance of another image, or one is being made",
+                hint="release the lease",
+                lease=home.name,
+            )
+        if not volume.sealed:
+            raise Conflict(
+                f"volume {volume.infohash} is not sealed: no instance of it can be made",
+                hint="wait until the image is ready",
+                infohash=volume.infohash,
+            )
+        return None
+
+    def _fill(
+        self, new: Path, volume: Volume, lease: str, cow_bytes: int, scratch_bytes: int
+    ) -> None:
+        format_ = self._make_root(volume, new)
+        if scratch_bytes > 0:
+            allocate(new / "scratch.raw", scratch_bytes, mode=0o600)
+        described = {
+            "v": 1,
+            "lease": lease,
+            "infohash": volume.infohash,
+            "format": format_,
+            "cow_bytes": cow_bytes,
+            "scratch_bytes": scratch_bytes,
+        }
+        durable.replace(new / _DESCRIPTION, json.dumps(described).encode())
 
     def all(self) -> tuple[Instance, ...]:
         """All instances that are there."""
@@ -160,7 +206,8 @@ class Instances:
 
     def stands_on(self, infohash: str) -> tuple[str, ...]:
         """The leases whose instances stand on a volume."""
-        return tuple(i.lease for i in self.all() if i.infohash == infohash)
+        found = (one.instance for one in self._counted())
+        return tuple(one.lease for one in found if one.infohash == infohash)
 
     def used_bytes(self) -> int:
         """What the instances may take: the reserved copy-on-write and scratch bytes, or what an
@@ -170,7 +217,7 @@ class Instances:
         counts both), so it counts as reserved."""
         return sum(
             max(one.cow_bytes, _overlay_bytes(one.instance)) + one.scratch_bytes
-            for one in self._described()
+            for one in self._counted()
         )
 
     def refuse_if_stood_on(self, infohash: str) -> None:
@@ -191,6 +238,11 @@ class Instances:
     def _described(self) -> list[_Described]:
         homes = (h for h in sorted(self._root.iterdir()) if _LEASE.fullmatch(h.name))
         return [one for one in map(self._read, homes) if one is not None]
+
+    def _counted(self) -> list[_Described]:
+        """What is there and what is being made."""
+        there = {one.instance.lease: one for one in self._described()}
+        return list((self._making | there).values())
 
     def _read(self, home: Path) -> _Described | None:
         try:

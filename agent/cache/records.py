@@ -64,7 +64,8 @@ class ImageVersion:
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """One image version on this node."""
+    """One image version on this node. ``damaged``: sealed with bad pieces; no new leases, and
+    repaired once nothing stands on it."""
 
     infohash: Infohash
     identifier: ImageId
@@ -83,6 +84,7 @@ class VolumeRecord:
     last_leased: Time | None = None
     fetched_bytes: Bytes = 0
     wasted_bytes: Bytes = 0
+    damaged: bool = False
     v: Literal[1] = field(default=1, kw_only=True)
 
     @property
@@ -102,7 +104,11 @@ class VolumeRecord:
                 infohash=self.infohash,
                 state=str(self.state),
             )
-        return replace(self, state=to, since=now, reason=reason, text=text[:TEXT_MAX])
+        # What is pulled again is verified anew; until then bad pieces stay bad.
+        damaged = self.damaged and to not in (State.RESERVED, State.PULLING)
+        return replace(
+            self, state=to, since=now, reason=reason, text=text[:TEXT_MAX], damaged=damaged
+        )
 
 
 def absent(image: ImageVersion, store: str, now: datetime) -> VolumeRecord:

@@ -117,6 +117,7 @@ class Start:
         self._settle_leases({lease for lease, _ in leases.corrupt})
         for record in tuple(self._ledger.records.values()):
             self._settle(record)
+        self._mend()
         for record in losing_actives(tuple(self._ledger.records.values())):
             self._ledger.deactivate(record)
         unknown = self._settle_volumes({infohash for infohash, _ in records.corrupt})
@@ -186,6 +187,18 @@ class Start:
                     store.unseal(volume)
                 except (Conflict, StorageFailed) as error:
                     self._ledger.fail_by(record, error)
+
+    def _mend(self) -> None:
+        """Damaged volumes whose leases have all ended are pulled again."""
+        for record in tuple(self._ledger.records.values()):
+            volume = _find(self._stores[record.store], record.infohash)
+            unused = not self._ledger.leases_of(record.infohash)
+            if volume and unused and record.damaged and record.state is State.READY:
+                moved = self._ledger.move(record, State.PULLING, NodeReason.HASH_FAILED)
+                try:
+                    self._stores[record.store].unseal(volume)
+                except (Conflict, StorageFailed) as error:
+                    self._ledger.fail_by(moved, error)
 
     def _settle_volumes(self, unreadable: set[str]) -> tuple[tuple[str, Store], ...]:
         unknown: list[tuple[str, Store]] = []

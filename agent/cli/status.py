@@ -45,10 +45,12 @@ def verify(socket: Path, image: str, as_json: bool) -> None:
     answer = ask(socket, "verify", image=image, timeout_s=VERIFY_LIMIT_S)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
+    waits = answer.get("waits_for_leases", False)
     if not answer["good"]:
+        when = "once its leases end; until then it is not leased" if waits else "now"
         raise ImageError(
             f"image {answer['image']}: {answer['bad_pieces']} pieces are bad on this disk",
-            hint="they are fetched again; see `distrib-agent status`, and look at the disk",
+            hint=f"they are fetched again {when}; see `distrib-agent status`, and look at the disk",
         )
     if not as_json:
         click.echo(f"{answer['image']}: every piece is good")
