@@ -35,10 +35,14 @@ class Caller:
             )
 
 
+def uid_of(connection: socket.socket) -> int:
+    """The uid of the peer of a Unix socket. Raises OSError."""
+    return _peer(connection)[1]
+
+
 def caller_of(connection: socket.socket, *, admin_groups: Collection[str]) -> Caller:
     """The peer of a Unix socket, by SO_PEERCRED (unix(7))."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(raw)
+    pid, uid, gid = _peer(connection)
     try:
         account = pwd.getpwuid(uid)
         user, groups = account.pw_name, os.getgrouplist(account.pw_name, gid)
@@ -54,6 +58,12 @@ def owner_of_process(pid: int) -> int | None:
         return Path(f"/proc/{pid}").stat().st_uid
     except OSError:
         return None
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(raw)
+    return pid, uid, gid
 
 
 def _name(group: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def ask(
         connection.settimeout(timeout_s)
         try:
             connection.connect(str(path))
-            connection.sendall(request)
+            with contextlib.suppress(BrokenPipeError):  # it may have said why it hung up
+                connection.sendall(request)
             with connection.makefile("rb") as lines:
                 return _read_answer(lines, on_line)
         except TimeoutError:

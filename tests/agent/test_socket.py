@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 from agent.socket.caller import Caller
 from agent.socket.client import AgentError, ask
-from agent.socket.server import LINE_MAX_BYTES, Args, Send, SocketServer
+from agent.socket.server import LINE_MAX_BYTES, Args, Bounds, Send, SocketServer, Undoable
 from distrib.errors import Forbidden, NetworkError, OperatorError
 
 
@@ -23,6 +27,8 @@ class Served:
     def __init__(self) -> None:
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.finish = asyncio.Event()
+        self.undone = asyncio.Event()
 
     async def who(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         await send({"phase": "asked"})
@@ -36,6 +42,17 @@ class Served:
             self.cancelled.set()
         return {}
 
+    async def slow(self, caller: Caller, args: Args, send: Send) -> Undoable:
+        """Ends when told, whatever its caller does."""
+        self.began.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.finish.wait()
+
+        async def undo() -> None:
+            self.undone.set()
+
+        return Undoable({"slow": True}, undo)
+
     async def broken(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         raise ZeroDivisionError
 
@@ -48,7 +65,7 @@ class Served:
 async def served(tmp_path: Path) -> AsyncIterator[tuple[Path, Served]]:
     operations = Served()
     path = tmp_path / "run" / "agent.sock"
-    table = {name: getattr(operations, name) for name in ("who", "hang", "broken", "admin")}
+    table = {name: getattr(operations, name) for name in ("who", "hang", "slow", "broken", "admin")}
     async with SocketServer(path, table, admin_groups=()).running():
         yield path, operations
 
@@ -151,3 +168,79 @@ async def test_no_agent_and_a_second_agent_are_said_in_one_line(
     with pytest.raises(OperatorError, match="another agent"):
         async with SocketServer(served[0], {}, admin_groups=()).running():
             pass
+
+
+async def test_a_client_that_ends_its_sending_side_gets_its_answer(
+    served: tuple[Path, Served],
+) -> None:
+    path, operations = served
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b'{"v": 1, "op": "slow"}\n')
+    writer.write_eof()
+    await operations.began.wait()
+    await asyncio.to_thread(ask, path, "who")
+    operations.finish.set()
+    assert json.loads(await reader.readline())["result"] == {"slow": True}
+    assert await reader.read() == b""
+    writer.close()
+    assert not operations.undone.is_set()
+
+
+async def test_what_cannot_be_told_is_undone(served: tuple[Path, Served], tmp_path: Path) -> None:
+    operations = Served()
+    closing: list[socket.socket] = []
+
+    async def quick(caller: Caller, args: Args, send: Send) -> Undoable:
+        operations.finish.set()
+        undoable = await operations.slow(caller, args, send)
+        closing.pop().close()
+        return undoable
+
+    path = tmp_path / "other.sock"
+    async with SocketServer(path, {"quick": quick}, admin_groups=()).running():
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        closing.append(client)
+        client.sendall(b'{"v": 1, "op": "quick"}\n')
+        async with asyncio.timeout(5):
+            await operations.undone.wait()
+
+
+@pytest.mark.root
+async def test_no_user_takes_all_connections(tmp_path: Path, monkeypatch: Any) -> None:
+    uids = iter([7, 7, 7, 8, 9, 0, 7])
+    monkeypatch.setattr("agent.socket.server.uid_of", lambda connection: next(uids))
+    path = tmp_path / "agent.sock"
+    table = {"who": Served().who}
+    bounds = Bounds(per_user=2, in_all=3)
+    answers, writers = [], []
+    async with SocketServer(path, table, admin_groups=(), bounds=bounds).running():
+        for _ in range(6):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writers.append(writer)
+            with contextlib.suppress(ConnectionError):
+                writer.write(b'{"v": 1, "op": "who"}\n')
+            line = json.loads(await reader.readline())
+            answers.append(line["error"]["code"] if "error" in line else "")
+        assert answers == ["", "", "too-many-connections", "", "too-many-connections", ""]
+        for writer in writers:
+            writer.close()
+
+
+async def test_accepting_goes_on_after_errors_and_says_so_once(
+    served: tuple[Path, Served], monkeypatch: Any
+) -> None:
+    loop = asyncio.get_running_loop()
+    accept, faults = loop.sock_accept, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    async def failing(listener: socket.socket) -> Any:
+        if faults:
+            raise faults.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr("agent.socket.server.ACCEPT_AGAIN_S", 0)
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.to_thread(ask, served[0], "who")  # the accept that was already waiting
+        await asyncio.to_thread(ask, served[0], "who")
+    assert [one["event"] for one in logs] == ["accept-failed"]
