@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from distrib.bus.mqtt import BusSettings
-from distrib.config import Section, Settings
+from distrib.config import AbsolutePath, Section, Settings
 
 GIB = 1024**3
 DEFAULT_FILE = Path("/etc/distrib/agent.toml")
@@ -20,7 +20,7 @@ class CacheSettings(Section):
     store: Literal["file", "device"] = Field(
         "file", description='where new volumes go: "file" or "device"'
     )
-    directory: Path = Field(
+    directory: AbsolutePath = Field(
         Path("/var/lib/distrib/cache"), description="volumes and instances of the file store"
     )
     capacity_bytes: int = Field(
@@ -29,7 +29,7 @@ class CacheSettings(Section):
     low_watermark: float = Field(
         0.8, gt=0, le=1, description="share of the quota that an eviction goes down to"
     )
-    devices: tuple[Path, ...] = Field(
+    devices: tuple[AbsolutePath, ...] = Field(
         (), description="block devices of the device store, one volume each"
     )
     cow_bytes: int = Field(
@@ -53,7 +53,7 @@ class SwarmSettings(Section):
 class TrustSettings(Section):
     """What the agent believes."""
 
-    ca_directory: Path = Field(
+    ca_directory: AbsolutePath = Field(
         Path("/etc/distrib/trust"), description="the site's CA (HASH.0, *.pem) and CRLs (HASH.r0)"
     )
     max_age_s: float = Field(
@@ -81,7 +81,7 @@ class LaunchSettings(Section):
     wall_limit_s: float = Field(
         7 * 86400.0, gt=0, description="a job that runs longer is ended, unless it asks for less"
     )
-    site_context: Path | None = Field(
+    site_context: AbsolutePath | None = Field(
         None, description="directory with the site's part of the context disc"
     )
 
@@ -95,8 +95,10 @@ class AgentSettings(Settings):
         pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$",
         description="the node's name: the CN of its certificate",
     )
-    state_dir: Path = Field(Path("/var/lib/distrib/agent"), description="the agent's own state")
-    socket: Path = Field(Path("/run/distrib/agent.sock"), description="the local socket")
+    state_dir: AbsolutePath = Field(
+        Path("/var/lib/distrib/agent"), description="the agent's own state"
+    )
+    socket: AbsolutePath = Field(Path("/run/distrib/agent.sock"), description="the local socket")
     admin_groups: tuple[str, ...] = Field(
         (), description="groups whose members may do everything on the socket"
     )

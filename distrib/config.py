@@ -13,9 +13,9 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -24,6 +24,9 @@ from pydantic_settings import (
 )
 
 from distrib.errors import ConfigInvalid
+
+AbsolutePath = Annotated[Path, AfterValidator(Path.absolute)]
+"""A path that is taken from where the daemon was started, and then means the same to everybody."""
 
 
 class Section(BaseModel):

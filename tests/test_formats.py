@@ -14,6 +14,7 @@ from distrib import errors
 from distrib.bus import messages
 from distrib.bus.messages import NodeReason, decode, encode
 from distrib.errors import DistribError, ExitStatus, MessageInvalid
+from distrib.trust.imagelist import parse_image_list, render_image_list
 from distrib.trust.reasons import ReasonCode
 
 FORMATS = Path(__file__).parents[1] / "docs" / "formats"
@@ -52,6 +53,12 @@ def test_messages_are_read_and_written_as_their_page_shows(
 def test_a_volume_record_is_what_its_page_shows() -> None:
     (example,) = examples("state.md")
     assert set(json.loads(example)) <= {*VolumeRecord.__dataclass_fields__}
+
+
+def test_an_image_list_is_what_its_page_shows() -> None:
+    (example,) = examples("image-list.md")
+    image_list = parse_image_list(example.encode())
+    assert json.loads(render_image_list(image_list)) == json.loads(example)
 
 
 def test_every_error_code_and_reason_is_on_the_page_of_errors() -> None:
