@@ -183,10 +183,22 @@ class Controller:
             await stack.enter_async_context(self._rollouts.bus.running())
             await stack.enter_async_context(self._tasks(stop))
             port = await stack.enter_async_context(serving(self._app, settings.api))
-            log.info("controller-ready", address=settings.api.address, port=port)
+            log.info("controller-serving", address=settings.api.address, port=port)
+            if await self._synced(stop):
+                log.info("controller-ready", address=settings.api.address, port=port)
             await stop.wait()
             log.info("controller-stopping")
             self._rollouts.end_watches()
+
+    async def _synced(self, stop: asyncio.Event) -> bool:
+        """Until the nodes are heard (True), or ``stop`` (False)."""
+        steps = {asyncio.create_task(wait) for wait in (self._rollouts.synced(), stop.wait())}
+        try:
+            await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+            return not stop.is_set()
+        finally:
+            for step in steps:
+                step.cancel()
 
     @asynccontextmanager
     async def _tasks(self, stop: asyncio.Event) -> AsyncIterator[None]:

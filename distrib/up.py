@@ -10,18 +10,21 @@ Each is a process of its own, so that each has a crash domain of its own; all en
     STATE/log/NAME.log     what each child says, JSON lines
 
 They are written at the first start, from a directory of certificates; what an operator changes in
-them later stays, unless certificates, address or a port are given anew on the command line.
+them later stays. Certificates, address or a port that are given anew change their own keys alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import logging.handlers
 import os
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -33,22 +36,15 @@ from sqlalchemy.orm import Session
 
 from distrib.api.bearer import authenticate, issue_token
 from distrib.api.faults import Unauthenticated
-from distrib.api.server import ApiSettings
 from distrib.bus.broker import Broker, BrokerSettings
-from distrib.bus.mqtt import BusSettings
 from distrib.child import Child, ChildFailed
 from distrib.config import Section, Settings
-from distrib.controller import (
-    CatalogueSettings,
-    ControllerSettings,
-    SiteSettings,
-    TrustSettings,
-)
+from distrib.controller import ControllerSettings
 from distrib.db.models import Role
 from distrib.db.schema import upgrade
 from distrib.db.session import Database
-from distrib.errors import ConfigInvalid
-from distrib.seeder import SeederSettings, SeederSwarmSettings
+from distrib.errors import ConfigInvalid, Conflict
+from distrib.seeder import SeederSettings
 from distrib.trust.directory import read_certificates
 
 log = structlog.get_logger(__name__)
@@ -58,6 +54,8 @@ ADMIN = "admin"
 LOG_BYTES = 10 * 1024 * 1024
 LOGS_KEPT = 3
 _STOP_S = 2.5
+
+_LIST_PATH = "/api/v1/site-list"
 
 
 class UpPorts(Section):
@@ -75,23 +73,47 @@ class UpSettings(Settings):
     ENV_PREFIX: ClassVar[str] = "DISTRIB_UP"
 
     broker: BrokerSettings
+    ready_s: float = Field(
+        15, gt=0, description="a service that is not ready by then is named, with what it last said"
+    )
+
+
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """Nobody else may run, or change the settings, while the block runs. Raises Conflict."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(
+                f"another distrib up runs on {state}",
+                hint="stop it first, or take another --state",
+                path=str(state),
+            ) from None
+        yield
 
 
 def prepare(
-    state: Path, *, pki: Path | None, ports: UpPorts | None, config: Path | None = None
+    state: Path,
+    *,
+    pki: Path | None,
+    given: Mapping[str, object] | None = None,
+    config: Path | None = None,
 ) -> UpSettings:
-    """Write the settings files that are missing (all of them for a new ``pki`` or ``ports``).
+    """Write the settings files that are missing; in the others change what is given anew.
 
-    ``config`` is used in place of ``STATE/up.toml``. Raises ConfigInvalid where there are neither
-    files nor certificates.
+    ``given`` are fields of UpPorts. ``config`` is used in place of ``STATE/up.toml``. Raises
+    ConfigInvalid where there are neither files nor certificates. To be called ``alone``.
     """
     state = state.absolute()
     file = config or state / "up.toml"
     remembered = state / "pki"
-    if pki is None and remembered.is_symlink():
-        pki = remembered.resolve()
-    if pki is not None and (ports is not None or not file.exists()):
-        _write_files(state, pki.absolute(), ports or UpPorts())
+    known = remembered.resolve() if remembered.is_symlink() else None
+    moved = pki is not None and pki.resolve() != known
+    site = known if pki is None else pki.absolute()
+    if site is not None:
+        _write_files(state, site, dict(given or {}), moved=moved)
     if not file.exists():
         raise ConfigInvalid(
             f"{file}: no such settings file",
@@ -139,16 +161,18 @@ async def run_up(
     Raises ChildFailed for one that ends before it was ever ready; the others are ended then.
     """
     broker = Broker(settings.broker, state / "broker")
-    async with broker.running():
+    async with broker.running(), AsyncExitStack() as logs:
         say(f"broker      {broker.where} (mqtts)")
-        children = [_child(state, name) for name in CHILDREN]
+        said: dict[str, str] = {}
+        children = [_child(state, name, said, logs) for name in CHILDREN]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(child.supervise(), name=f"child {child.name}")
                     for child in children
                 ]
-                tasks.append(group.create_task(_announce(state, children, say), name="announce"))
+                announcing = _announce(state, children, said, say, limit_s=settings.ready_s)
+                tasks.append(group.create_task(announcing, name="announce"))
                 await stop.wait()
                 for task in tasks:
                     task.cancel()
@@ -160,8 +184,21 @@ async def run_up(
             raise _first(failed) from None
 
 
-async def _announce(state: Path, children: list[Child], say: Callable[[str], None]) -> None:
+async def _announce(
+    state: Path,
+    children: list[Child],
+    said: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    limit_s: float,
+) -> None:
     for child in children:
+        try:
+            async with asyncio.timeout(limit_s):
+                await child.ready.wait()
+        except TimeoutError:
+            why = said.get(child.name, f"see {state / 'log' / child.name}.log")
+            say(f"{child.name:<11} not ready after {limit_s:g} s: {why}")
         await child.ready.wait()
         say(f"{child.name:<11} {_where(state, child.name)}")
     say(f"ready       DISTRIB_CONFIG={state / 'client.toml'} distrib node list")
@@ -175,15 +212,19 @@ def _where(state: Path, name: str) -> str:
     return f"{swarm.address}:{swarm.port} (BitTorrent)"
 
 
-def _child(state: Path, name: str) -> Child:
+def _child(state: Path, name: str, said: dict[str, str], logs: AsyncExitStack) -> Child:
+    """``said`` keeps what the child last said of something that keeps it from its work."""
     path = state / "log" / f"{name}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = logging.handlers.RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+    logs.callback(kept.close)
 
     def on_line(line: str) -> None:
         kept.emit(logging.makeLogRecord({"msg": "%s", "args": (line,)}))
         event = _event(line)
         level = str(event.get("level", ""))
+        if event.get("event") in _HINDRANCES or level in {"warning", "error", "critical"}:
+            said[name] = f"{event['event']}: {event.get('why') or event.get('hint') or level}"
         if not event:
             log.warning(name, line=line)
         elif level in {"warning", "error", "critical"}:
@@ -199,6 +240,7 @@ def _child(state: Path, name: str) -> Child:
     )
 
 
+_HINDRANCES = frozenset({"bus-unreachable"})
 _SHOWN = frozenset({"why", "code", "hint", "topic", "node", "image"})
 
 
@@ -215,60 +257,105 @@ def _first(group: BaseExceptionGroup[ChildFailed]) -> BaseException:
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-def _write_files(state: Path, pki: Path, ports: UpPorts) -> None:
-    site = pki / "site"
-    ca, certs = site / "ca.pem", site / "certs"
-    authority = read_certificates(ca)[0]
-    names = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    name = str(names[0].value) if names else "Example Site"
-    url = f"https://{ports.address}:{ports.api_port}"
+# Which keys of a file each field of UpPorts stands in.
+_PORT_KEYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "up": {"address": ("broker.address",), "broker_port": ("broker.port",)},
+    "controller": {
+        "address": ("api.address", "bus.host"),
+        "api_port": ("api.port",),
+        "broker_port": ("bus.port",),
+    },
+    "seeder": {
+        "address": ("bus.host", "swarm.address"),
+        "broker_port": ("bus.port",),
+        "swarm_port": ("swarm.port",),
+    },
+}
+_MODELS: Mapping[str, type[Settings]] = {
+    "up": UpSettings,
+    "controller": ControllerSettings,
+    "seeder": SeederSettings,
+}
 
-    def bus(role: str) -> BusSettings:
-        return BusSettings(
-            host=ports.address,
-            port=ports.broker_port,
-            ca=ca,
-            cert=certs / f"{role}.pem",
-            key=certs / f"{role}.key",
-        )
 
-    up = UpSettings(
-        broker=BrokerSettings(
-            address=ports.address,
-            port=ports.broker_port,
-            ca=ca,
-            cert=certs / "server.pem",
-            key=certs / "server.key",
-        )
-    )
-    controller = ControllerSettings(
-        state_dir=state / "head",
-        site=SiteSettings(name=name, url=f"{url}/api/v1/site-list"),
-        trust=TrustSettings(endorsers=pki / "experiment" / "trust", site=site / "trust"),
-        catalogue=CatalogueSettings(cert=certs / "catalogue.pem", key=certs / "catalogue.key"),
-        api=ApiSettings(
-            address=ports.address,
-            port=ports.api_port,
-            cert=certs / "server.pem",
-            key=certs / "server.key",
-        ),
-        bus=bus("controller"),
-    )
-    seeder = SeederSettings(
-        images_dir=state / "head" / "images",
-        ca_directory=site / "trust",
-        bus=bus("seeder"),
-        swarm=SeederSwarmSettings(address=ports.address, port=ports.swarm_port),
-    )
+def _write_files(state: Path, pki: Path, given: Mapping[str, object], *, moved: bool) -> None:
+    """Files that are missing as a whole; in the others what is ``given``, and where pki moved."""
     state.mkdir(parents=True, exist_ok=True)
-    for file, settings in (("up", up), ("controller", controller), ("seeder", seeder)):
-        _write(state / f"{file}.toml", settings.as_toml())
-    client = {"url": url, "ca": str(ca), "token_file": str(state / "admin.token")}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in client.items()]
-    _write(state / "client.toml", "\n".join(lines) + "\n")
+    UpPorts.model_validate(given)
+    url = _url(state)
+    for name, model in _MODELS.items():
+        path = state / f"{name}.toml"
+        known = path.exists()
+        ports = given if known else {**UpPorts().model_dump(), **given}
+        flags = {
+            key: ports[field]
+            for field, keys in _PORT_KEYS[name].items()
+            for key in keys
+            if field in ports
+        }
+        if moved or not known:
+            flags |= _places(name, state, pki)
+        if flags:
+            settings = model.load(file=path if known else None, flags=flags, environ={})
+            _write(path, settings.as_toml())
+    if moved:
+        (state / "client.toml").unlink(missing_ok=True)
+    _follow_url(state, pki, before=url)
     link = state / "pki"
     link.unlink(missing_ok=True)
     link.symlink_to(pki)
+
+
+def _places(name: str, state: Path, pki: Path) -> dict[str, object]:
+    """The keys of a file that follow from the directories."""
+    site = pki / "site"
+    certs, trust = site / "certs", site / "trust"
+
+    def pair(section: str, role: str) -> dict[str, object]:
+        return {f"{section}.cert": certs / f"{role}.pem", f"{section}.key": certs / f"{role}.key"}
+
+    if name == "up":
+        return {"broker.ca": site / "ca.pem", **pair("broker", "server")}
+    bus = {"bus.ca": site / "ca.pem", **pair("bus", name)}
+    if name == "seeder":
+        return {"images_dir": state / "head" / "images", "ca_directory": trust, **bus}
+    authority = read_certificates(site / "ca.pem")[0]
+    names = authority.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return {
+        "state_dir": state / "head",
+        "site.name": str(names[0].value) if names else "Example Site",
+        "trust.endorsers": pki / "experiment" / "trust",
+        "trust.site": trust,
+        **pair("catalogue", "catalogue"),
+        **pair("api", "server"),
+        **bus,
+    }
+
+
+def _url(state: Path) -> str:
+    """Where the API answers, by the settings that there are; "" before the first start."""
+    path = state / "controller.toml"
+    if not path.exists():
+        return ""
+    api = ControllerSettings.load(file=path, environ={}).api
+    return f"https://{api.address}:{api.port}"
+
+
+def _follow_url(state: Path, pki: Path, *, before: str) -> None:
+    """Where the API has moved, the list's address and the client follow."""
+    url, path, client = _url(state), state / "controller.toml", state / "client.toml"
+    if url != before:
+        settings = ControllerSettings.load(file=path, environ={})
+        if not before or settings.site.url == before + _LIST_PATH:
+            flags = {"site.url": url + _LIST_PATH}
+            settings = ControllerSettings.load(file=path, flags=flags, environ={})
+            _write(path, settings.as_toml())
+    if url != before or not client.exists():
+        own = tomllib.loads(client.read_text(encoding="utf-8")) if client.exists() else {}
+        token = str(state / "admin.token")
+        own = {"ca": str(pki / "site" / "ca.pem"), "token_file": token} | own | {"url": url}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in own.items()]
+        _write(client, "\n".join(lines) + "\n")
 
 
 def _write(path: Path, text: str, *, mode: int = 0o644) -> None:

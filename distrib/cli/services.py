@@ -81,19 +81,15 @@ def up(*, state: Path, config: Path | None, pki: Path | None, **given: Any) -> N
     The first start takes --pki and writes the settings of all three into STATE.
     """
     from distrib.logs import configure  # noqa: PLC0415
-    from distrib.up import UpPorts, make_admin_token, prepare, run_up  # noqa: PLC0415
+    from distrib.up import alone, make_admin_token, prepare, run_up  # noqa: PLC0415
 
     configure(level="warning")
     ports = {key: value for key, value in given.items() if value is not None}
-    settings = prepare(
-        state, pki=pki, ports=UpPorts(**ports) if ports or pki else None, config=config
-    )
     where = state.absolute()
-    make_admin_token(where)
-    _run(
-        lambda stop: run_up(where, settings, stop, say=click.echo),
-        level="warning",
-    )
+    with alone(where):
+        settings = prepare(where, pki=pki, given=ports, config=config)
+        make_admin_token(where)
+        _run(lambda stop: run_up(where, settings, stop, say=click.echo), level="warning")
 
 
 def _file(given: Path | None, default: Path) -> Path | None:

@@ -67,7 +67,7 @@ class Loop:
         clock: Callable[[], datetime],
         on_changed: Callable[[frozenset[str]], None],
     ) -> None:
-        self.synced = False
+        self._synced = asyncio.Event()
         self._state = state
         self._bus = bus
         self._key = key
@@ -91,6 +91,15 @@ class Loop:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve(), name="rollouts")
             group.create_task(self._tick(), name="rollouts clock")
+
+    @property
+    def synced(self) -> bool:
+        """Whether all that was retained has been heard once."""
+        return self._synced.is_set()
+
+    async def wait_synced(self) -> None:
+        """Until then."""
+        await self._synced.wait()
 
     def connected(self) -> None:
         """The bus has a connection, and has subscribed."""
@@ -214,7 +223,7 @@ class Loop:
             own = {node: desired for node, desired in opened.items() if desired is not None}
             self._state.adopt(own, self._own)
             self._own = {}
-            self.synced = True
+            self._synced.set()
             self._bus.unsubscribe(self._bus.topics.every_node("desired"))
         self._state.listening()
         fleet = self._state.fleet

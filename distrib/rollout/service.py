@@ -6,6 +6,7 @@ Implements ``distrib.api.services.RolloutService``; it lives by ``run`` beside `
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -27,6 +28,7 @@ from distrib.rollout.views import Document, node_view, rollout_view
 
 WATCH_GAP_S = 0.2
 LISTED = 100
+SYNC_WAIT_S = 2.0
 SESSION_EXPIRY_S = 7 * 86400
 """Events of nodes are for the audit: the broker keeps them while the controller is away."""
 
@@ -76,6 +78,10 @@ class Rollouts:
         self._thread_loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._state.load, self._silent_s)
         await self._loop.run()
+
+    async def synced(self) -> None:
+        """Until all that nodes have said of themselves was heard."""
+        await self._loop.wait_synced()
 
     @property
     def refused(self) -> Mapping[str, int]:
@@ -144,7 +150,14 @@ class Rollouts:
                 news.set()
 
     async def node_view(self, name: str) -> Document:
-        """Presence and newest report of a node, as far as there are any."""
+        """Presence and newest report of a node, as far as there are any.
+
+        Raises NetworkError while it is not known who is online.
+        """
+        if not self._loop.synced:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loop.wait_synced(), SYNC_WAIT_S)
+            self._require_synced()
         return node_view(self._state.fleet, name)
 
     def node_changed(self, name: str) -> None:
@@ -159,11 +172,7 @@ class Rollouts:
     # -- in the task ----------------------------------------------------------------------------
 
     async def _start(self, request: Document, actor: str) -> Document:
-        if not self._loop.synced:
-            raise NetworkError(
-                "the controller has not reached the broker yet: it knows of no node that is online",
-                hint="try again; the controller's log says why",
-            )
+        self._require_synced()
         selector, found = self._targets(str(request["nodes"]))
         wanted: Held = {}
 
@@ -288,6 +297,13 @@ class Rollouts:
         self._state.replace_assignments(await self._read(records.load_assignments))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _require_synced(self) -> None:
+        if not self._loop.synced:
+            raise NetworkError(
+                "not synced yet: the controller has not heard from the broker who is online",
+                hint="try again; the controller's log says why",
+            )
 
     def _on_connect(self) -> None:
         self._also_on_connect()

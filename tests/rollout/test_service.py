@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from distrib.bus.messages import Event, EventKind, ParentLost, Request, State, encode
 from distrib.db import models
-from distrib.errors import Conflict, NotFound, OperatorError
+from distrib.errors import Conflict, NetworkError, NotFound, OperatorError
 from distrib.rollout.service import Rollouts
 
 LIMIT_S = 15.0
@@ -398,6 +398,21 @@ async def test_a_revoked_image_is_not_wanted_any_more(site: Any) -> None:
             row.state = "denied"
         await asyncio.to_thread(rollouts.catalogue_changed)
         await one.told(lambda images: V2 not in images)
+
+
+async def test_who_is_online_is_not_told_before_it_is_known(site: Any) -> None:
+    rollouts = Rollouts(
+        database=site.database, bus=site.settings("controller"), orders_key=site.key
+    )
+    task = asyncio.create_task(rollouts.run())
+    with pytest.raises(NetworkError, match="not synced yet"):
+        await rollouts.node_view("wn001")
+    async with site.nodes["wn001"].online():
+        asked = asyncio.create_task(rollouts.node_view("wn001"))
+        async with rollouts.bus.running():
+            assert (await asked)["online"]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_silent_node_fails_its_rollout(site: Any) -> None:

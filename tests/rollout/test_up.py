@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import NotFound
+from distrib.errors import Conflict, NotFound
 from distrib.logs import hide_secrets, name_errors
 from distrib.trust.testpki import Demo
+from distrib.up import alone, prepare, run_up
 
 LIMIT_S = 30.0
 SERVICES = ("mosquitto", "controller", "seeder")
@@ -198,6 +199,61 @@ async def test_a_port_that_is_taken_ends_everything_with_one_line(
     assert process.returncode != 0
     assert b"controller ended" in errors.splitlines()[-1]
     assert b"in use" in errors
+
+
+async def test_a_second_up_changes_nothing_of_a_running_one(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    state = tmp_path / "state"
+    async with running(state, *arguments):
+        before = {file.name: file.read_bytes() for file in state.glob("*.toml")}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "distrib", "up", "--state", str(state), "--api-port", "9"),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+        assert (process.returncode, errors.count(b"\n")) == (2, 1)
+        assert b"another distrib up runs" in errors
+        assert {file.name: file.read_bytes() for file in state.glob("*.toml")} == before
+
+
+def test_a_port_that_is_given_anew_changes_its_own_keys_alone(tmp_path: Path, pki: Demo) -> None:
+    directory = pki.site.directory.parent
+    prepare(tmp_path, pki=directory, given={"api_port": 9001, "broker_port": 9002})
+    file = tmp_path / "controller.toml"
+    file.write_text(file.read_text().replace("silent_s = 120", "silent_s = 77"))
+    edited = file.read_text()
+    prepare(tmp_path, pki=directory)
+    assert file.read_text() == edited
+    others = {name: (tmp_path / name).read_text() for name in ("up.toml", "seeder.toml")}
+    prepare(tmp_path, pki=None, given={"api_port": 9003})
+    assert file.read_text() == edited.replace("9001", "9003")
+    assert 'url = "https://127.0.0.1:9003"' in (tmp_path / "client.toml").read_text()
+    assert {name: (tmp_path / name).read_text() for name in others} == others
+    with alone(tmp_path), pytest.raises(Conflict, match="another distrib up"), alone(tmp_path):
+        pass
+
+
+async def test_up_is_not_ready_while_the_controller_has_no_bus(tmp_path: Path, pki: Demo) -> None:
+    api, broker, nobody, swarm = free_ports(4)
+    given = {"api_port": api, "broker_port": broker, "swarm_port": swarm}
+    settings = prepare(tmp_path, pki=pki.site.directory.parent, given=given)
+    file = tmp_path / "controller.toml"
+    file.write_text(file.read_text().replace(f"port = {broker}", f"port = {nobody}"))
+    lines: list[str] = []
+    stop = asyncio.Event()
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if line.startswith("controller"):
+            stop.set()
+
+    # The controller needs a moment until it has tried.
+    settings = settings.model_copy(update={"ready_s": 5.0})
+    async with asyncio.timeout(LIMIT_S):
+        await run_up(tmp_path, settings, stop, say=say)
+    assert "not ready after 5 s: bus-unreachable: " in lines[-1]
+    assert not [line for line in lines if line.startswith("ready")]
 
 
 def test_logs_name_errors_and_hide_secrets() -> None:
