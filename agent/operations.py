@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.authority import Authority
@@ -18,6 +21,7 @@ from agent.cache.holders import (
     Holder,
     JobHolder,
     ProcessHolder,
+    TimeHolder,
     holder_of_pid,
     parse_holder,
 )
@@ -29,19 +33,23 @@ from agent.puller import Puller
 from agent.reporter import Reporter
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller, owner_of_process
-from agent.socket.server import Args, Operation, Send
+from agent.socket.server import Args, Operation, Send, Undoable
 from distrib.bus.messages import EventKind, State, describe
 from distrib.command import product_version
 from distrib.errors import (
+    DistribError,
     Forbidden,
     MessageInvalid,
     NotFound,
     NotReady,
     OperatorError,
+    Revoked,
     SiteListStale,
 )
 from distrib.swarm.pieces import check_volume
-from distrib.trust.sitelist import SiteImage, parse_image_ref
+from distrib.trust.sitelist import ImageRef, SiteImage, parse_image_ref
+
+log = structlog.get_logger(__name__)
 
 
 class _Args(BaseModel):
@@ -56,6 +64,11 @@ class _Lease(_Image):
     holder: dict[str, Any] | None = None
     cow_bytes: Annotated[int, Field(gt=0)] | None = None
     scratch_bytes: Annotated[int, Field(ge=0)] = 0
+
+
+class _Pid(_Args):
+    kind: Literal["process"]
+    pid: Annotated[int, Field(strict=True, gt=0, le=1 << 22)]
 
 
 class _Release(_Args):
@@ -99,6 +112,7 @@ class Operations:
         self._launcher = launcher
         self._reporter = reporter
         self._clock = clock
+        self._giving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.table: dict[str, Operation] = {
             "status": self._status,
             "leases": self._leases,
@@ -136,16 +150,19 @@ class Operations:
         mine = [x for x in held if caller.admin or x.user == caller.user]
         return {"leases": [lease.as_dict() for lease in mine]}
 
-    async def _lease(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+    async def _lease(self, caller: Caller, args: Args, send: Send) -> Undoable:
         request = _parse(_Lease, args)
+        holder = self._holder(caller, request.holder)
+        self._check_limits(caller, request, holder)
         lease = await self._give(
             caller,
             request.image,
-            self._holder(caller, request.holder),
+            holder,
             cow_bytes=request.cow_bytes,
             scratch_bytes=request.scratch_bytes,
+            owner_uid=None if caller.admin else caller.uid,
         )
-        return lease.as_dict()
+        return Undoable(lease.as_dict(), lambda: self._give_up(lease))
 
     async def _release(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         wanted = _parse(_Release, args).lease
@@ -178,7 +195,7 @@ class Operations:
             result = await self._launcher.launch(lease, sha512, job, send)
         finally:
             self._reporter.event(EventKind.ENDED, lease=lease.lease, user=lease.user)
-            await asyncio.shield(self._take_back(lease))
+            await asyncio.shield(self._give_up(lease))
         return {"exit": result.exit_status, "phases": result.phases, "image": lease.image}
 
     async def _pin(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
@@ -236,6 +253,7 @@ class Operations:
         ref = parse_image_ref(text)
         found = site_list.find(ref)
         if not found:
+            await self._refuse_withdrawn(ref)
             raise NotFound(
                 f"image {text}: the site list approves no such image",
                 hint="it was never approved, or was revoked",
@@ -244,8 +262,16 @@ class Operations:
         record = await asyncio.to_thread(self._cache.resolve, found[0].identifier, ref.version)
         image = self._authority.entry(record.identifier, record.version, record.infohash)
         if image is None:
-            raise NotFound(f"image {record.image} is not on the site list", hint="it was revoked")
+            raise _withdrawn(record)
         return record, image
+
+    async def _refuse_withdrawn(self, ref: ImageRef) -> None:
+        """Raise Revoked for an image that this node holds and the site does not list."""
+        try:
+            record = await asyncio.to_thread(self._cache.resolve, ref.name, ref.version)
+        except NotFound:
+            return
+        raise _withdrawn(record)
 
     async def _give(
         self,
@@ -255,7 +281,42 @@ class Operations:
         *,
         cow_bytes: int | None = None,
         scratch_bytes: int = 0,
+        owner_uid: int | None = None,
     ) -> Lease:
+        # One at a time of each user: parallel requests count each other.
+        async with self._giving[caller.user]:
+            record = await self._allowed(caller, image_ref)
+            leases = await asyncio.to_thread(self._cache.leases)
+            held = sum(lease.user == caller.user for lease in leases)
+            if not caller.admin and held >= self._settings.leases_per_user:
+                raise Forbidden(
+                    f"user {caller.user} holds {held} leases",
+                    hint="release some (leases_per_user)",
+                )
+            making = asyncio.ensure_future(
+                asyncio.to_thread(
+                    self._cache.lease,
+                    record.infohash,
+                    holder=holder,
+                    user=caller.user,
+                    cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
+                    scratch_bytes=scratch_bytes,
+                    owner_uid=owner_uid,
+                )
+            )
+            try:
+                lease = await asyncio.shield(making)
+                self._tell(EventKind.LEASED, lease)
+                await self._allowed(caller, record.image)  # the site may have spoken meanwhile
+            except BaseException:
+                # Also when the caller has gone: the thread goes on, and what it makes goes back.
+                with contextlib.suppress(DistribError):
+                    await self._give_up(await making)
+                raise
+        return lease
+
+    async def _allowed(self, caller: Caller, image_ref: str) -> VolumeRecord:
+        """The record that the caller may lease, as the site list says now."""
         self._authority.require_leasable()
         record, image = await self._resolve(image_ref)
         if not (caller.admin or image.admits(caller.user)):
@@ -264,22 +325,33 @@ class Operations:
                 hint="the site decides its audience",
                 image=record.image,
             )
-        leases = await asyncio.to_thread(self._cache.leases)
-        held = sum(lease.user == caller.user for lease in leases)
-        if not caller.admin and held >= self._settings.leases_per_user:
-            raise Forbidden(
-                f"user {caller.user} holds {held} leases", hint="release some (leases_per_user)"
-            )
-        lease = await asyncio.to_thread(
-            self._cache.lease,
-            record.infohash,
-            holder=holder,
-            user=caller.user,
-            cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
-            scratch_bytes=scratch_bytes,
+        return record
+
+    def _check_limits(self, caller: Caller, request: _Lease, holder: Holder) -> None:
+        """Raise Forbidden where an ordinary user asks for more than the settings allow."""
+        if caller.admin:
+            return
+        cache = self._settings.cache
+        left_s = (
+            (holder.until - self._clock()).total_seconds() if isinstance(holder, TimeHolder) else 0
         )
-        self._tell(EventKind.LEASED, lease)
-        return lease
+        for key, asked, most in (
+            ("max_cow_bytes", request.cow_bytes or 0, cache.max_cow_bytes),
+            ("max_scratch_bytes", request.scratch_bytes, cache.max_scratch_bytes),
+            ("max_lease_s", left_s, cache.max_lease_s),
+        ):
+            if asked > most:
+                raise Forbidden(
+                    f"{asked:.0f} is more than user {caller.user} may ask for",
+                    hint=f"at most {most:.0f} (setting cache.{key})",
+                )
+
+    async def _give_up(self, lease: Lease) -> None:
+        """Take a lease back whose caller has gone; a fault is nobody's to hear but the log's."""
+        try:
+            await self._take_back(lease)
+        except DistribError as error:
+            log.warning("lease-not-removed", lease=lease.lease, why=error.message)
 
     async def _take_back(self, lease: Lease) -> None:
         try:
@@ -299,7 +371,7 @@ class Operations:
         if given is None:
             return holder_of_pid(caller.pid)
         if given.get("kind") == "process" and set(given) == {"kind", "pid"}:
-            holder: Holder = holder_of_pid(int(given["pid"]))
+            holder: Holder = holder_of_pid(_parse(_Pid, given).pid)
         else:
             holder = parse_holder(given)
         if isinstance(holder, JobHolder):
@@ -308,6 +380,14 @@ class Operations:
         if foreign and not caller.admin:
             raise Forbidden("the holder is another user's process", hint="name one of yours")
         return holder
+
+
+def _withdrawn(record: VolumeRecord) -> Revoked:
+    return Revoked(
+        f"image {record.image} is not on the site list any more",
+        hint="use another image or version",
+        image=record.image,
+    )
 
 
 def _parse(model: type[A], args: Args) -> A:

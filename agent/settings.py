@@ -35,6 +35,15 @@ class CacheSettings(Section):
     cow_bytes: int = Field(
         2 * GIB, ge=0, description="room that a job's instance may fill, unless it asks for other"
     )
+    max_cow_bytes: int = Field(
+        16 * GIB, ge=0, description="most room that an ordinary user may ask for an instance"
+    )
+    max_scratch_bytes: int = Field(
+        64 * GIB, ge=0, description="most scratch room that an ordinary user may ask for"
+    )
+    max_lease_s: float = Field(
+        7 * 86400.0, gt=0, description="longest time that an ordinary user may lease for"
+    )
 
 
 class SwarmSettings(Section):

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from agent.socket.client import ask
+from distrib.errors import OperatorError
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
 
@@ -19,7 +20,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the answer a
 @click.argument("image")
 @click.option("--for", "for_s", type=float, metavar="SECONDS", help="Lease for a time.")
 @click.option(
-    "--pid", type=int, help="Lease for the life of this process.  [default: the caller's parent]"
+    "--pid",
+    type=click.IntRange(min=1),
+    help="Lease for the life of this process.  [default: the caller]",
 )
 @click.option("--cow-mib", type=int, help="Room that the instance may fill.")
 @click.option("--scratch-mib", type=int, help="Size of a scratch disk.  [default: none]")
@@ -36,11 +39,15 @@ def lease(
 ) -> None:
     """Give a writable instance of IMAGE (ALIAS or UUID, optionally @VERSION).
 
-    It lives as long as its holder: by default the process that called this command.
+    It lives as long as its holder: by default the process that called this command. In a script,
+    `$( … )` is a process of its own that ends at once; name the script:
+
+    \b
+        read -r lease format device < <(distrib-agent lease IMAGE --pid $$)
     """
     holder: dict[str, Any] = {"kind": "process", "pid": pid or os.getppid()}
     if for_s is not None:
-        until = datetime.now(UTC) + timedelta(seconds=for_s)
+        until = _in(for_s)
         holder = {"kind": "time", "until": until.isoformat()}
     answer = ask(
         socket,
@@ -55,6 +62,18 @@ def lease(
         return
     scratch = f" scratch {answer['scratch']}" if answer["scratch"] else ""
     click.echo(f"{answer['lease']} {answer['format']} {answer['device']}{scratch}")
+
+
+def _in(seconds: float) -> datetime:
+    try:
+        until = datetime.now(UTC) + timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        until = None
+    if until is None or seconds <= 0:
+        raise OperatorError(
+            f"--for {seconds:g}: not a time to lease for", hint="give seconds, more than 0"
+        )
+    return until
 
 
 @click.command()

@@ -1,0 +1,203 @@
+"""Leases over the socket's operations: limits of ordinary users, withdrawn images, bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from agent.authority import Authority
+from agent.cache.cache import Cache
+from agent.cache.file import FileStore
+from agent.cache.records import ImageVersion
+from agent.cli.main import main
+from agent.operations import Operations
+from agent.pull.torrents import TorrentFiles
+from agent.settings import AgentSettings
+from agent.socket.caller import Caller
+from agent.socket.server import Send, Undoable
+from distrib.errors import Forbidden, OperatorError, Revoked
+from tests.trust.conftest import NOW, World, world
+
+__all__ = ["world"]
+
+MIB = 1 << 20
+ALICE = Caller(os.getpid(), os.geteuid(), "alice", admin=False)
+ROOT = Caller(os.getpid(), os.geteuid(), "root", admin=True)
+HOUR = {"kind": "time", "until": (NOW + timedelta(hours=1)).isoformat()}
+
+
+class Listener:
+    """Hears what would go out on the bus."""
+
+    def event(self, *_: object, **__: object) -> None: ...
+
+    def changed(self) -> None: ...
+
+
+class Place:
+    """An agent's operations over a cache with the site's image on it, ready and active."""
+
+    def __init__(self, root: Path, world: World) -> None:
+        self.world = world
+        self.authority = Authority(
+            root / "state",
+            node="wn001",
+            trust=world.site_trust,
+            max_age_s=72 * 3600,
+            clock_skew_s=300,
+            clock=lambda: NOW,
+        )
+        self.authority.site_list = world.site_list()
+        self.authority._authentic = True
+        self.store = FileStore(root / "cache", 100 * MIB)
+        self.cache = Cache(state_dir=root / "state", stores=[self.store], clock=lambda: NOW)
+        self.cache.recover()
+        image = world.site_image()
+        self.infohash = image.infohash
+        self.image = f"{image.identifier}@{image.version}"
+        self.cache.desire(
+            ImageVersion(
+                image.infohash, image.identifier, image.version, image.sha512, MIB, 256 * 1024
+            ),
+            active=True,
+        )
+        self.cache.start_pull(image.infohash)
+        self.cache.to_verifying(image.infohash)
+        self.cache.ready(image.infohash)
+        self.cache.activate(image.infohash)
+        settings = AgentSettings.load(
+            file=None, flags={"node": "wn001", "leases_per_user": "2", "cache.cow_bytes": "65536"}
+        )
+        self.operations = Operations(
+            settings,
+            boot_id="b",
+            authority=self.authority,
+            cache=self.cache,
+            puller=cast(Any, None),
+            torrents=TorrentFiles(root / "torrents"),
+            launcher=cast(Any, None),
+            reporter=cast(Any, Listener()),
+            clock=lambda: NOW,
+        )
+
+    async def lease(self, caller: Caller = ALICE, **args: Any) -> Any:
+        answer = await self.operations.table["lease"](
+            caller, {"image": self.image, "holder": HOUR, **args}, cast(Send, None)
+        )
+        assert isinstance(answer, Undoable)
+        return answer
+
+
+@pytest.fixture
+def place(tmp_path: Path, world: World) -> Place:
+    return Place(tmp_path, world)
+
+
+async def test_an_ordinary_user_asks_for_no_more_than_the_site_allows(place: Place) -> None:
+    for args in (
+        {"cow_bytes": 1 << 40},
+        {"scratch_bytes": 1 << 40},
+        {"holder": {"kind": "time", "until": "9999-01-01T00:00:00Z"}},
+    ):
+        with pytest.raises(Forbidden, match="more than user alice may ask for"):
+            await place.lease(**args)
+    await place.lease(ROOT, holder={"kind": "time", "until": "9999-01-01T00:00:00Z"})
+
+
+async def test_parallel_requests_count_each_other(place: Place) -> None:
+    answers = await asyncio.gather(*(place.lease() for _ in range(6)), return_exceptions=True)
+    assert sum(isinstance(one, Forbidden) for one in answers) == 4
+    assert len(place.cache.leases()) == 2
+
+
+async def test_a_lease_that_cannot_be_told_is_released(place: Place) -> None:
+    answer = await place.lease()
+    assert len(place.cache.leases()) == 1
+    await answer.undo()
+    await answer.undo()
+    assert place.cache.leases() == ()
+    assert place.store.instances() == ()
+
+
+def pause(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading.Event]:
+    """Makes instances wait: one event says that it has begun, the other lets it go on."""
+    loop, begun, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    make: Callable[..., Any] = place.store.make_instance
+
+    def slow(*args: Any, **room: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(30)
+        return make(*args, **room)
+
+    monkeypatch.setattr(place.store, "make_instance", slow)
+    return begun, go_on
+
+
+async def test_a_caller_that_goes_while_its_lease_is_made_leaves_none(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = pause(place, monkeypatch)
+    asked = asyncio.create_task(place.lease())
+    await begun.wait()
+    asked.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert place.cache.leases() == ()
+
+
+async def test_what_is_denied_while_a_lease_is_made_is_not_leased(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = pause(place, monkeypatch)
+    asked = asyncio.create_task(place.lease())
+    await begun.wait()
+    place.authority.site_list = replace(place.world.site_list(), images=())
+    go_on.set()
+    with pytest.raises(Revoked):
+        await asked
+    assert place.cache.leases() == ()
+
+
+async def test_a_denied_image_that_is_still_here_is_revoked(place: Place) -> None:
+    place.authority.site_list = replace(place.world.site_list(), images=())
+    for image in (place.image, place.image.partition("@")[0]):
+        with pytest.raises(Revoked) as caught:
+            await place.lease(image=image)
+        assert caught.value.exit_status == 3
+
+
+@pytest.mark.parametrize("pid", ["abc", None, 1e400, -1, 0, 1 << 80, True, [1]])
+async def test_a_pid_that_is_none_is_told_in_one_line(place: Place, pid: object) -> None:
+    with pytest.raises(OperatorError) as caught:
+        await place.lease(holder={"kind": "process", "pid": pid})
+    assert "\n" not in caught.value.message
+
+
+def owner(path: str) -> int:
+    return Path(path).stat().st_uid
+
+
+@pytest.mark.root
+async def test_an_ordinary_users_lease_is_its_own(place: Place) -> None:
+    nobody = replace(ALICE, uid=65534, user="nobody")
+    lease = (await place.lease(nobody, scratch_bytes=4096)).result
+    for name in ("device", "scratch"):
+        assert owner(lease[name]) == 65534
+    assert owner((await place.lease(ROOT)).result["device"]) == os.geteuid()
+
+
+@pytest.mark.parametrize("seconds", ["1e12", "nan", "inf", "0", "-5"])
+def test_a_time_that_is_none_is_one_line(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["lease", "worker", f"--for={seconds}"])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
