@@ -145,10 +145,14 @@ def _fail(name: str, error: DistribError, *, as_json: bool) -> int:
         click.echo(json.dumps({"error": error.as_dict()}))
         return error.exit_status
     hint = f" ({error.hint})" if error.hint else ""
-    click.echo(printable(f"{name}: {error.message}{hint}"), err=True)
+    message, rows = error.message, list[str]()
     if isinstance(error, TrustRefused) and len(error.reasons) > 1:
-        for reason in error.reasons:
-            click.echo(printable(f"  {reason['code']}: {reason['message']}"), err=True)
+        rows = [f"{reason['code']}: {reason['message']}" for reason in error.reasons]
+        # The message names them all in one line; here each has its own.
+        message = message.removesuffix("; ".join(rows)).rstrip(": ")
+    click.echo(printable(f"{name}: {message}{hint}"), err=True)
+    for row in rows:
+        click.echo(printable(f"  {row}"), err=True)
     return error.exit_status
 
 

@@ -28,7 +28,6 @@ from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Alias, Image, ImageState
 from distrib.db.references import (
     aliases_of,
-    check_alias,
     identifier_of,
     image_name,
     is_listed,
@@ -39,6 +38,7 @@ from distrib.errors import Conflict, DigestMismatch, NotFound, Revoked, TrustRef
 from distrib.swarm import IMAGE_FILE
 from distrib.swarm.torrent import make_torrent, piece_bytes_for
 from distrib.trust.imagelist import version_key
+from distrib.trust.siteimage import check_alias
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -96,7 +96,8 @@ class Intake:
 
         An image that is known already comes back in the state that it is in. Raises TrustRefused
         with every reason, NotFound or OperatorError where none or several fit, DigestMismatch for
-        another size, Conflict for other bytes under a known version, Revoked for a denied image.
+        another SHA-512 or size, Conflict for other bytes under a known version, Revoked for a
+        denied image.
         """
         image_list, sha512 = self._accept(message, actor=actor)
         endorsed = _choose(image_list, choice)
@@ -248,6 +249,14 @@ def _foreign(session: Session, image_list: ImageList) -> frozenset[str]:
 def _choose(image_list: ImageList, choice: ImageChoice) -> Endorsed:
     fitting = [image for image in image_list.images if choice.fits(image)]
     names = "; ".join(f"{image.title!r} {image.version}" for image in image_list.images[:8])
+    others = [image for image in image_list.images if replace(choice, sha512=None).fits(image)]
+    if not fitting and others:
+        meant = "; ".join(f"{image.title!r} {image.version}" for image in others[:8])
+        raise DigestMismatch(
+            f"the file's SHA-512 differs from that of {meant} on the list {image_list.identifier}",
+            hint="this is not the endorsed file, or another list endorses it",
+            list=image_list.identifier,
+        )
     if not fitting:
         raise NotFound(
             f"the list {image_list.identifier} names no such image",

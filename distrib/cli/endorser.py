@@ -6,6 +6,7 @@ import click
 
 from distrib.cli.client import connected, path_of
 from distrib.cli.output import json_option, print_json, print_line, print_table
+from distrib.errors import Conflict
 
 
 @click.group("endorser")
@@ -21,11 +22,19 @@ def endorser() -> None:
 def add(*, dn: str, ca: str, list_identifier: str | None, as_json: bool) -> None:
     """Let somebody sign image lists for this site."""
     with connected() as client:
-        row = client.post("/endorsers", {"dn": dn, "ca": ca, "list": list_identifier})
+        try:
+            row = client.post("/endorsers", {"dn": dn, "ca": ca, "list": list_identifier})
+            already = ""
+        except Conflict as error:
+            same = error.ids.get("endorser")
+            found = [one for one in client.get("/endorsers")["endorsers"] if one["id"] == same]
+            if not found:
+                raise
+            row, already = found[0], " already"
     if as_json:
         print_json(row)
     else:
-        print_line(f"endorser {row['id']}: {row['dn']} for {row['list'] or 'any list'}")
+        print_line(f"endorser {row['id']}{already}: {row['dn']} for {row['list'] or 'any list'}")
 
 
 @endorser.command("list")

@@ -47,13 +47,15 @@ def add(
     """Take the image FILE in, as the signed list LIST endorses it, and approve it."""
     if aliases and not approve:
         raise click.UsageError("--alias takes an approval: leave --no-approve away")
+    _check_aliases(aliases)
+    signed = _signed_list(list_file)
     size_bytes = _size(file)
     choice: dict[str, Any] = {"size_bytes": size_bytes, "title": title, "version": version}
     if title is None and version is None:
         with progress(f"hashing {file.name}", size_bytes, silent=as_json) as advance:
             choice["sha512"] = _sha512(file, advance)
     with connected() as client:
-        body = {"list": base64.b64encode(_signed_list(list_file)).decode()} | choice
+        body = {"list": base64.b64encode(signed).decode()} | choice
         found = client.post("/images", body, timeout_s=120)
         if found["state"] == "expected":
             found = _send(client, found["image"], file, size_bytes, silent=as_json)
@@ -229,7 +231,33 @@ def _sha512(file: Path, advance: Advance) -> str:
     return digest.hexdigest()
 
 
+def _check_aliases(aliases: tuple[str, ...]) -> None:
+    from distrib.trust.siteimage import check_alias  # noqa: PLC0415
+
+    for alias in aliases:
+        check_alias(alias)
+
+
 def _signed_list(file: Path) -> bytes:
+    """The list's bytes, before a large file is hashed and sent for a list that is none."""
+    from distrib.trust.imagelist import ImageListInvalid, parse_image_list  # noqa: PLC0415
+    from distrib.trust.reasons import refusal  # noqa: PLC0415
+    from distrib.trust.signature import open_smime  # noqa: PLC0415
+
+    message = _list_bytes(file)
+    opened = open_smime(message)
+    reasons = opened.reasons
+    if not reasons:
+        try:
+            parse_image_list(opened.document)
+        except ImageListInvalid as error:
+            reasons = error.found
+    if reasons:
+        raise refusal(f"{file}", reasons, hint="--list takes the list as the endorser signed it")
+    return message
+
+
+def _list_bytes(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
             message = stream.read(_LIST_MAX_BYTES + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from datetime import datetime
 
@@ -10,11 +9,9 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from distrib.db.models import Alias, Image, ImageState
-from distrib.errors import NotFound, OperatorError
+from distrib.errors import NotFound
 from distrib.trust.imagelist import version_key
-from distrib.trust.sitelist import ALIAS_PATTERN, parse_image_ref
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+from distrib.trust.sitelist import parse_image_ref
 
 #: What a node may hold.
 USABLE = frozenset({ImageState.APPROVED, ImageState.SUPERSEDED})
@@ -33,16 +30,6 @@ def is_listed(now: datetime) -> ColumnElement[bool]:
 def image_name(image: Image) -> str:
     """``UUID@VERSION``, as messages and logs write it."""
     return f"{image.identifier}@{image.version}"
-
-
-def check_alias(alias: str) -> str:
-    """The alias; OperatorError if it is none (a UUID is none: it would hide an image)."""
-    if re.fullmatch(ALIAS_PATTERN, alias) is None or _UUID.fullmatch(alias) is not None:
-        raise OperatorError(
-            f"{alias[:80]!r} cannot be an alias",
-            hint="letters, digits, dot, dash and underscore, at most 63, and no UUID",
-        )
-    return alias
 
 
 def identifier_of(session: Session, name: str) -> str:

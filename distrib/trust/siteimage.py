@@ -16,6 +16,7 @@ from typing import Literal, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from distrib.errors import OperatorError
 from distrib.trust.envelope import key_id
 from distrib.trust.fields import FieldReader, format_time
 from distrib.trust.imagelist import Image
@@ -182,6 +183,16 @@ def read_controller_key(value: Json, faults: list[Reason]) -> ControllerKey:
 def controller_key_object(key: ControllerKey) -> Json:
     """The key as the list carries it."""
     return {"id": key.identifier, "ed25519": base64.b64encode(key.raw).decode("ascii")}
+
+
+def check_alias(alias: str) -> str:
+    """The alias; OperatorError if it is none (a UUID is none: it would hide an image)."""
+    if re.fullmatch(ALIAS_PATTERN, alias) is None or _UUID_LIKE.fullmatch(alias) is not None:
+        raise OperatorError(
+            f"{alias[:80]!r} cannot be an alias",
+            hint="letters, digits, dot, dash and underscore, at most 63, and no UUID",
+        )
+    return alias
 
 
 def check_aliases(images: Iterable[SiteImage], faults: list[Reason]) -> None:

@@ -122,6 +122,39 @@ def test_a_refused_list_is_exit_3_with_the_reason(
     assert run("image", "add", file, "--list", endorsed[1], "--title", "worker")[0] == 3
 
 
+def test_another_file_is_exit_3_and_says_what_differs(
+    run: Run, endorsed: tuple[Path, Path]
+) -> None:
+    file, signed = endorsed
+    file.write_bytes(image_bytes(9))
+    status, _, err = run("image", "add", file, "--list", signed)
+    assert status == 3
+    assert f"SHA-512 differs from that of 'worker' 1.0.0 on the list {LIST}" in err
+    status, out, _ = run("image", "add", file, "--list", signed, "--json")
+    assert json.loads(out)["error"]["code"] == "digest-mismatch"
+
+
+def test_a_wrong_list_or_alias_is_told_before_the_file_is_read(
+    run: Run, endorsed: tuple[Path, Path], endorser: Endorser, tmp_path: Path
+) -> None:
+    file, signed = endorsed
+    status, _, err = run("image", "add", file, "--list", file)
+    assert (status, len(err.splitlines())) == (3, 1)
+    assert "message-malformed" in err
+    status, _, err = run("image", "add", file, "--list", signed, "--alias", "no/good")
+    assert (status, len(err.splitlines())) == (2, 1)
+    # Two reasons: each once, in a line of its own.
+    faulty = tmp_path / "faulty.smime"
+    faulty.write_bytes(endorser.sign(entry(b"x", **{"hv:size": -1, "sl:checksum:sha512": "00"})))
+    status, _, err = run("image", "add", file, "--list", faulty)
+    assert status == 3
+    first, *reasons = err.splitlines()
+    assert first.startswith(f"distrib: {faulty} refused (")
+    assert len(reasons) >= 2
+    assert len(set(reasons)) == len(reasons)
+    assert all(line.startswith("  field-") for line in reasons)
+
+
 def test_what_is_quarantined_waits_for_an_approval(
     run: Run, endorsed: tuple[Path, Path], served: Head
 ) -> None:
@@ -189,7 +222,8 @@ def test_nodes_endorsers_and_tokens(run: Run, endorser: Endorser) -> None:
 
     assert LIST in run("endorser", "list")[1]
     assert run("endorser", "add", "--dn", endorser.dn, "--ca", endorser.ca)[0] == 0
-    assert run("endorser", "add", "--dn", endorser.dn, "--ca", endorser.ca)[0] == 2
+    again = run("endorser", "add", "--dn", endorser.dn, "--ca", endorser.ca)
+    assert again == (0, f"endorser 2 already: {endorser.dn} for any list\n", "")
     assert run("endorser", "remove", 2)[1] == "endorser 2 removed\n"
 
     secret = run("token", "create", "ops", "--role", "operator")[1].strip()
