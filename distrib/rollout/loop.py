@@ -79,15 +79,20 @@ class Loop:
         self._asked_at: datetime | None = None
         self._own: dict[str, bytes] = {}
         self._events: list[Event] = []
+        self._subscribe()
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
+    def _subscribe(self) -> None:
+        """Before the first connection: what the broker kept for us comes with it, and is gone for
+        good where nobody listens yet."""
         topics = self._bus.topics
         for leaf in ("presence", "report", "request", "event"):
             self._bus.subscribe(topics.every_node(leaf), self._on_message)
         self._bus.subscribe(topics.every_seeder, self._on_message)
         self._bus.subscribe(topics.every_node("desired"), self._on_own)
         self._bus.subscribe(self._sync_topic, self._on_message)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve(), name="rollouts")
             group.create_task(self._tick(), name="rollouts clock")
