@@ -17,6 +17,7 @@ import structlog
 
 from agent.authority import Authority
 from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
+from agent.memory import give_back
 from agent.pull.machine import Plan
 from agent.pull.running import PullParts, RunningPull
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
@@ -300,6 +301,7 @@ class Puller:
             self._changed()
             # A rollout that asked meanwhile has its own say now.
             self.wake()
+            await asyncio.to_thread(give_back)
 
     async def _fail(self, infohash: str, reason: NodeReason, text: str) -> None:
         try:
