@@ -16,7 +16,7 @@ from rich.text import Text
 from distrib.cli.output import print_line, print_table
 from distrib.printable import bytes_text, percent, printable
 
-_TITLES = ("NODE", "STATE", "DONE", "RATE", "SINCE", "WHY")
+_TITLES = ("NODE", "STATE", "DONE", "BYTES", "RATE", "SINCE", "WHY")
 _STYLES = {"ready": "green", "failed": "red", "offline": "dim", "pulling": "cyan"}
 # What needs an eye comes first, where a terminal has no room for all.
 _ORDER = (
@@ -126,7 +126,7 @@ class Watch:
             now = (_state(row), row["reason"])
             if self._seen.get(row["node"]) != now:
                 self._seen[row["node"]] = now
-                name, state, done, _, _, why = _row(row)
+                name, state, done, _, _, _, why = _row(row)
                 print_line(f"{name} {state} {done}" + (f" {why}" if why != "-" else ""))
         # Bytes and rates move all the time: a line of their own is for the counts.
         counts = {key: n for key, n in rollout["summary"].items() if key in _COUNTS}
@@ -144,11 +144,14 @@ def _state(row: dict[str, Any]) -> str:
     return str(row["state"] if row["online"] else "offline")
 
 
-def _row(row: dict[str, Any]) -> tuple[str, str, str, str, str, str]:
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    """One cell for each of ``_TITLES``."""
     done = percent(row["bytes_done"], row["bytes_total"], complete=row["state"] in _READY)
     rate = f"{bytes_text(row['rate_bps'])}/s" if row["rate_bps"] else "-"
     why = ": ".join(part for part in (row["reason"], row["text"]) if part)
-    return (row["node"], _state(row), f"{done} %", rate, row["since"] or "-", why or "-")
+    size = f"{bytes_text(row['bytes_done'])} of {bytes_text(row['bytes_total'])}"
+    since = row["since"] or "-"
+    return (row["node"], _state(row), f"{done} %", size, rate, since, why or "-")
 
 
 def _urgency(row: dict[str, Any]) -> tuple[int, str]:
