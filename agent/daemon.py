@@ -17,7 +17,6 @@ from agent.cache.holders import current_boot_id
 from agent.cache.records import VolumeRecord
 from agent.cache.store import Store
 from agent.launching import Launcher
-from agent.lock import hold
 from agent.operations import Operations
 from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
@@ -33,6 +32,7 @@ from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
 from distrib.command import product_version
 from distrib.errors import DistribError
+from distrib.lock import hold
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
 from distrib.trust.directory import load_trust_directory
@@ -59,7 +59,10 @@ class Agent:
     def __init__(self, settings: AgentSettings) -> None:
         self._settings = settings
         # Before the stores: they clean up what is left of earlier agents.
-        self._locks = [hold(settings.state_dir), hold(settings.cache.directory)]
+        self._locks = [
+            hold(directory / ".agent.lock", who="agent", hint="one agent per directory and node")
+            for directory in (settings.state_dir, settings.cache.directory)
+        ]
         self._boot_id = current_boot_id()
         self._topics = Topics(settings.bus.prefix)
         self._states: dict[str, State] = {}
@@ -133,7 +136,6 @@ class Agent:
             log.info("lease-dropped", lease=lease.lease, image=lease.image)
         operations = Operations(
             self._settings,
-            boot_id=self._boot_id,
             authority=self._authority,
             cache=self._cache,
             puller=self._puller,

@@ -94,7 +94,6 @@ class Operations:
         self,
         settings: AgentSettings,
         *,
-        boot_id: str,
         authority: Authority,
         cache: Cache,
         puller: Puller,
@@ -104,7 +103,6 @@ class Operations:
         clock: Callable[[], datetime],
     ) -> None:
         self._settings = settings
-        self._boot_id = boot_id
         self._authority = authority
         self._cache = cache
         self._puller = puller

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -31,7 +30,8 @@ from distrib.catalogue.identity import SiteIdentity
 from distrib.config import Section, Settings
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url
-from distrib.errors import ConfigInvalid, Conflict, DistribError
+from distrib.errors import ConfigInvalid, DistribError
+from distrib.lock import alone
 from distrib.rollout.service import Rollouts
 from distrib.trust.directory import load_trust_directory
 
@@ -259,7 +259,8 @@ async def run_controller(settings: ControllerSettings, stop: asyncio.Event) -> N
     Raises ConfigInvalid for settings that cannot be used, Conflict where another controller has the
     state directory or a newer distrib wrote the database.
     """
-    with _alone(settings.state_dir):
+    hint = "stop it first, or take another state_dir"
+    with alone(settings.state_dir / "controller.lock", who="controller", hint=hint):
         database = Database(settings.database_url)
         try:
             await asyncio.to_thread(upgrade, database)
@@ -292,18 +293,3 @@ def load_orders_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigInvalid(f"{path} is no Ed25519 key", hint="restore it from the backup")
     return key
-
-
-@contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "controller.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"another controller runs on {state_dir}",
-                hint="stop it first, or take another state_dir",
-                path=str(state_dir),
-            ) from None
-        yield

@@ -16,15 +16,14 @@ them later stays. Certificates, address or a port that are given anew change the
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import logging.handlers
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +33,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import Field
 from sqlalchemy.orm import Session
 
+from distrib import lock
 from distrib.api.bearer import authenticate, issue_token
 from distrib.api.faults import Unauthenticated
 from distrib.bus.broker import Broker, BrokerSettings
@@ -43,7 +43,7 @@ from distrib.controller import ControllerSettings
 from distrib.db.models import Role
 from distrib.db.schema import upgrade
 from distrib.db.session import Database
-from distrib.errors import ConfigInvalid, Conflict
+from distrib.errors import ConfigInvalid
 from distrib.seeder import SeederSettings
 from distrib.trust.directory import read_certificates
 
@@ -78,20 +78,10 @@ class UpSettings(Settings):
     )
 
 
-@contextmanager
-def alone(state: Path) -> Iterator[None]:
+def alone(state: Path) -> AbstractContextManager[None]:
     """Nobody else may run, or change the settings, while the block runs. Raises Conflict."""
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Conflict(
-                f"another distrib up runs on {state}",
-                hint="stop it first, or take another --state",
-                path=str(state),
-            ) from None
-        yield
+    hint = "stop it first, or take another --state"
+    return lock.alone(state / "up.lock", who="distrib up", hint=hint)
 
 
 def prepare(

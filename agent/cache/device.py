@@ -33,8 +33,9 @@ from agent.cache.file import read_ends
 from agent.cache.holders import current_boot_id
 from agent.cache.instances import Instances, free_on_disk_bytes, full_disk
 from agent.cache.pool import DevicePool, sample
-from agent.cache.store import IMAGE_FILE, Instance, Space, Volume, WriteTarget
+from agent.cache.store import Instance, Space, Volume, WriteTarget
 from distrib.errors import Conflict, NoSpace, NotFound, StorageFailed
+from distrib.swarm import IMAGE_FILE
 
 _INFOHASH: Final = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION: Final = "volume.json"

@@ -28,8 +28,9 @@ from typing import Final
 
 from agent.cache import durable
 from agent.cache.instances import Instances, allocate, free_on_disk_bytes, full_disk
-from agent.cache.store import IMAGE_FILE, Instance, Space, Volume, WriteTarget
+from agent.cache.store import Instance, Space, Volume, WriteTarget
 from distrib.errors import Conflict, NoSpace, NotFound, StorageFailed
+from distrib.swarm import IMAGE_FILE
 
 _INFOHASH: Final = re.compile(r"[0-9a-f]{64}")
 _MARK: Final = "sealed"

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-IMAGE_FILE = "image.raw"
-"""The one file name in every torrent, and so in every directory that libtorrent writes to."""
-
 
 @dataclass(frozen=True)
 class Space:

@@ -57,10 +57,6 @@ class TorrentFiles:
             return None
         return info, torrent
 
-    def discard(self, infohash: str) -> None:
-        durable.remove(self._info(infohash))
-        durable.remove(self._torrent(infohash))
-
     def _info(self, infohash: str) -> Path:
         return self._directory / f"{infohash}.info"
 

@@ -119,15 +119,6 @@ class Transfer:
         self._handle.set_download_limit(download_bps)
         self._handle.set_upload_limit(upload_bps)
 
-    def pause(self) -> None:
-        """Drop all peers until ``resume``."""
-        self._handle.pause()
-
-    def resume(self) -> None:
-        self.fault = None
-        self._handle.clear_error()
-        self._handle.resume()
-
     async def flush(self) -> None:
         """Return once every verified piece has been handed to the kernel. Raises TimedOut."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -78,7 +78,6 @@ class Place:
         )
         self.operations = Operations(
             settings,
-            boot_id="b",
             authority=self.authority,
             cache=self.cache,
             puller=cast(Any, None),

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.cache.device import DeviceStore
-from agent.cache.store import IMAGE_FILE, Volume
+from agent.cache.store import Volume
 from distrib.errors import ConfigInvalid, NoSpace, StorageFailed, TargetTooSmall
+from distrib.swarm import IMAGE_FILE
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from agent.cache.file import FileStore
-from agent.cache.store import IMAGE_FILE, Volume
+from agent.cache.store import Volume
 from distrib.errors import NoSpace, StorageFailed, ToolMissing
+from distrib.swarm import IMAGE_FILE
 
 MIB = 1 << 20
 A, B, C = (letter * 64 for letter in "abc")

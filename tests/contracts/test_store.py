@@ -14,8 +14,9 @@ import pytest
 
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
-from agent.cache.store import IMAGE_FILE, Store, Volume
+from agent.cache.store import Store, Volume
 from distrib.errors import Conflict, NoSpace, NotFound
+from distrib.swarm import IMAGE_FILE
 
 MIB = 1 << 20
 SIZE = 3 * MIB
