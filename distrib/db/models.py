@@ -69,10 +69,12 @@ class Base(DeclarativeBase):
 class ImageState(StrEnum):
     """The life of an image version at the site.
 
-    ``expected -> quarantined -> approved -> superseded``; from any of them ``denied`` by the site,
-    or ``revoked`` by the endorser: its UUID is no longer on the newest list.
+    ``announced -> expected -> quarantined -> approved -> superseded``; from any of them ``denied``
+    by the site, or ``revoked`` by the endorser: its UUID is no longer on the newest list.
+    ``announced``: on an accepted list, and nobody has asked for it; ``expected``: to be taken in.
     """
 
+    ANNOUNCED = "announced"
     EXPECTED = "expected"
     QUARANTINED = "quarantined"
     APPROVED = "approved"
@@ -132,7 +134,10 @@ class Image(Base):
     """An image version. ``endorsed_*`` speak of the file as downloaded, the rest of the raw bytes.
 
     ``entry`` is the endorsed entry, what is under ``hv:image``; ``audience`` is ``{"all": true}``
-    or ``{"users": [...]}``; ``until`` ends the grace of a superseded version.
+    or ``{"users": [...]}``; ``until`` ends the grace of a superseded version. ``source`` is where
+    the file is fetched from, empty where somebody uploads it; ``fetched_bytes`` is how much of it
+    has come; ``fault`` is ``{"code", "message", "at"}`` of the last try to take it in, empty when
+    that went well; ``before_denial`` is the state that an undeny goes back to.
     """
 
     __tablename__ = "images"
@@ -160,6 +165,10 @@ class Image(Base):
     sha512: Mapped[str | None] = mapped_column(String(128))
     size_bytes: Mapped[int | None] = mapped_column(BigInteger)
     piece_bytes: Mapped[int | None]
+    source: Mapped[str] = mapped_column(Text, default="", server_default="")
+    fetched_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    fault: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+    before_denial: Mapped[str | None] = mapped_column(String(16))
 
 
 class Alias(Base):
