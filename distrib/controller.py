@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,17 +17,15 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import Field
 
 from distrib.api.app import create_app
-from distrib.api.server import ApiSettings, serving
+from distrib.api.server import serving
 from distrib.api.services import Services
-from distrib.bus.mqtt import BusSettings
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.identity import SiteIdentity
-from distrib.config import Section, Settings
+from distrib.controller_settings import ControllerSettings
 from distrib.db.schema import upgrade
-from distrib.db.session import Database, sqlite_url
+from distrib.db.session import Database
 from distrib.errors import ConfigInvalid, DistribError
 from distrib.lock import alone
 from distrib.rollout.service import Rollouts
@@ -38,94 +34,6 @@ from distrib.trust.directory import load_trust_directory
 log = structlog.get_logger(__name__)
 
 CRL_POLL_S = 60.0
-
-
-class SiteSettings(Section):
-    """Who the site is."""
-
-    name: str = Field("Example Site", min_length=1, description="the site's name")
-    identifier: str = Field("", description="UUID of the site list; empty: derived from the name")
-    url: str = Field(
-        "https://localhost:8443/api/v1/site-list", description="where the site list is fetched"
-    )
-    email: str = Field("", description="whom to write to about the site list")
-
-
-class DatabaseSettings(Section):
-    """The database."""
-
-    url: str = Field("", description="SQLAlchemy URL; empty: distrib.db in the state directory")
-
-
-class TrustSettings(Section):
-    """Whom the controller believes."""
-
-    endorsers: Path = Field(
-        Path("/etc/grid-security/certificates"), description="CAs and CRLs of endorsers"
-    )
-    site: Path = Field(
-        Path("/etc/distrib/trust"), description="the site's CA and its CRL, which nodes are sent"
-    )
-    crls: Literal["require", "if-present"] = Field(
-        "require", description="whether every CA of endorsers must have a CRL"
-    )
-
-
-class CatalogueSettings(Section):
-    """Who signs the site list."""
-
-    cert: Path = Field(
-        Path("/etc/distrib/catalogue.pem"), description="certificate with the role catalogue"
-    )
-    key: Path = Field(Path("/etc/distrib/catalogue.key"), description="its private key")
-    supersede_grace_s: float = Field(
-        30 * 86400, ge=0, description="how long a version that was replaced may be gone back to"
-    )
-
-
-class SiteListSettings(Section):
-    """How fresh the site list is kept."""
-
-    resign_s: float = Field(3600, gt=0, description="signed anew at least this often")
-    max_age_s: float = Field(72 * 3600, gt=0, description="age at which it expires")
-
-
-class RolloutSettings(Section):
-    """Rollouts."""
-
-    silent_s: float = Field(
-        120, gt=0, description="a node that should report and does not is counted as failed"
-    )
-
-
-class ControllerSettings(Settings):
-    """Everything the controller can be told."""
-
-    ENV_PREFIX: ClassVar[str] = "DISTRIB_CONTROLLER"
-
-    state_dir: Path = Field(Path("/var/lib/distrib"), description="what must survive a restart")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe log line that is written"
-    )
-    site: SiteSettings = SiteSettings()
-    database: DatabaseSettings = DatabaseSettings()
-    trust: TrustSettings = TrustSettings()
-    catalogue: CatalogueSettings = CatalogueSettings()
-    site_list: SiteListSettings = SiteListSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    api: ApiSettings = ApiSettings()
-    bus: BusSettings = BusSettings()
-
-    @property
-    def database_url(self) -> str:
-        """The database's URL, the default filled in."""
-        return self.database.url or sqlite_url(self.state_dir / "distrib.db")
-
-    @property
-    def site_list_identifier(self) -> str:
-        """The UUID of the site list."""
-        named = uuid.uuid5(uuid.NAMESPACE_URL, f"distrib:site-list:{self.site.name}")
-        return self.site.identifier or str(named)
 
 
 class Controller:

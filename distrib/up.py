@@ -39,7 +39,7 @@ from distrib.api.faults import Unauthenticated
 from distrib.bus.broker import Broker, BrokerSettings
 from distrib.child import Child, ChildFailed
 from distrib.config import Section, Settings
-from distrib.controller import ControllerSettings
+from distrib.controller_settings import ControllerSettings
 from distrib.db.models import Role
 from distrib.db.schema import upgrade
 from distrib.db.session import Database

@@ -8,7 +8,7 @@ import pytest
 
 from agent.settings import AgentSettings
 from distrib.config import Settings
-from distrib.controller import ControllerSettings
+from distrib.controller_settings import ControllerSettings
 from distrib.errors import ConfigInvalid
 from distrib.seeder import SeederSettings
 

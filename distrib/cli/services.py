@@ -49,7 +49,8 @@ SEEDER_FILE = Path("/etc/distrib/seeder.toml")
 @_service_options(CONTROLLER_FILE)
 def controller(*, config: Path | None, overrides: tuple[str, ...], dump_config: bool) -> None:
     """Run the controller: catalogue, site list, rollouts, API."""
-    from distrib.controller import ControllerSettings, run_controller  # noqa: PLC0415
+    from distrib.controller import run_controller  # noqa: PLC0415
+    from distrib.controller_settings import ControllerSettings  # noqa: PLC0415
 
     settings = ControllerSettings.load(file=_file(config, CONTROLLER_FILE), flags=_flags(overrides))
     if not _dumped(settings, wanted=dump_config):
