@@ -123,7 +123,7 @@ async def approve(ref: str, body: ApprovalRequest, services: Use, actor: Admin) 
 def deny(ref: str, body: Denial, services: Use, actor: Admin) -> dict[str, Any]:
     """Take the image version off the site list at once."""
     row = _one_version(services, ref)
-    denied = services.catalogue.approval.deny(
+    denied = services.catalogue.denial.deny(
         row.identifier, row.version, reason=body.reason, actor=actor.name
     )
     services.catalogue.publisher.publish_if_due()

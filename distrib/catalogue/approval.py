@@ -1,4 +1,4 @@
-"""The site's word on a quarantined image: approve or deny; and its own names for images.
+"""The site's yes to a quarantined image, and its own names for images.
 
 An approval hashes the file once more (what was checked on its way in has been on a disk since),
 makes its torrent, and moves both to where seeders look. Every step can be repeated after a crash:
@@ -11,43 +11,42 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from distrib.catalogue.clock import Clock
 from distrib.catalogue.entries import image_of
 from distrib.catalogue.formats import require_raw, require_raw_bytes
 from distrib.catalogue.store import TORRENT_FILE, ImageStore, named_faults
+from distrib.catalogue.versions import (
+    SUPERSEDE_GRACE,
+    check_bytes_free,
+    lock_versions,
+    locked,
+    newer_approved,
+    supersede_others,
+)
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Alias, Image, ImageState
-from distrib.db.references import (
-    aliases_of,
-    identifier_of,
-    image_name,
-    is_listed,
-    versions_of,
-)
+from distrib.db.references import aliases_of, identifier_of, image_name
 from distrib.db.session import Database
-from distrib.errors import Conflict, DigestMismatch, NotFound, Revoked, TrustRefused
+from distrib.errors import Conflict, DigestMismatch, Revoked, TrustRefused
 from distrib.swarm import IMAGE_FILE
 from distrib.swarm.torrent import make_torrent, piece_bytes_for
-from distrib.trust.imagelist import version_key
 from distrib.trust.siteimage import check_alias
 
 log = structlog.get_logger(__name__)
 
-SUPERSEDE_GRACE = timedelta(days=30)
 Audience = Literal["all"] | Sequence[str]
 
 
 class Approval:
-    """Approve, deny, name. ``grace`` is how long a replaced version stays leasable."""
+    """Approve, name. ``grace`` is how long a replaced version stays leasable."""
 
     def __init__(
         self,
@@ -91,28 +90,6 @@ class Approval:
                 self._approved, row, aliases, audience, reason=reason, actor=actor
             )
 
-    def deny(self, identifier: str, version: str, *, reason: str, actor: str) -> Image:
-        """Take the version off the site list, whatever its state. The file stays for the audit."""
-        with self._database.transaction() as session:
-            row = _get(session, identifier, version)
-            if row.state == ImageState.DENIED:
-                return row
-            before = row.state
-            row.state, row.since, row.reason = ImageState.DENIED, self._clock(), reason
-            row.until = None
-            rise(session, CATALOGUE_CHANGES)
-            record(
-                session,
-                at=row.since,
-                actor=actor,
-                action="image-denied",
-                subject=image_name(row),
-                reason=reason,
-                before=before,
-            )
-            log.warning("image-denied", image=image_name(row), actor=actor, why=reason)
-            return row
-
     def set_alias(self, alias: str, name: str, *, actor: str) -> str:
         """Let ``alias`` mean the image that ``name`` (UUID or alias) names; gives its UUID."""
         check_alias(alias)
@@ -153,7 +130,7 @@ class Approval:
     def _approvable(self, identifier: str, version: str, aliases: Sequence[str]) -> Image:
         now = self._clock()
         with self._database.reading() as session:
-            row = _get(session, identifier, version)
+            row = locked(session, identifier, version)
             name = image_name(row)
             _check_state(row)
             for alias in aliases:
@@ -193,8 +170,8 @@ class Approval:
             out=folder / TORRENT_FILE,
         )
         with self._database.transaction() as session:
-            _check_bytes_free(session, row, torrent.infohash, self._clock())
-            fresh = _get(session, row.identifier, row.version)
+            check_bytes_free(session, row, torrent.infohash, self._clock())
+            fresh = locked(session, row.identifier, row.version)
             fresh.infohash, fresh.piece_bytes = torrent.infohash, torrent.piece_bytes
             fresh.sha512, fresh.size_bytes = digest, torrent.size_bytes
         self._store.move_in(folder, torrent.infohash)
@@ -211,14 +188,14 @@ class Approval:
     ) -> Image:
         now = self._clock()
         with self._database.transaction() as session:
-            _lock_versions(session, row.identifier)
-            fresh = _get(session, row.identifier, row.version)
+            lock_versions(session, row.identifier)
+            fresh = locked(session, row.identifier, row.version)
             # While its torrent was made it may have been denied, or overtaken.
             _check_state(fresh)
             if fresh.state != ImageState.APPROVED:
                 _check_newest(session, fresh)
-                _check_bytes_free(session, fresh, fresh.infohash, now)
-                self._supersede_others(session, fresh, actor=actor)
+                check_bytes_free(session, fresh, fresh.infohash, now)
+                supersede_others(session, fresh, now=now, grace=self._grace, actor=actor)
                 fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
                 fresh.approved_at, fresh.until = now, None
             if audience is not None:
@@ -244,37 +221,6 @@ class Approval:
             )
             return fresh
 
-    def _supersede_others(self, session: Session, row: Image, *, actor: str) -> None:
-        now = self._clock()
-        for other in versions_of(session, row.identifier):
-            if other.state == ImageState.APPROVED and other.version != row.version:
-                other.state, other.since = ImageState.SUPERSEDED, now
-                other.until = now + self._grace
-                record(
-                    session,
-                    at=now,
-                    actor=actor,
-                    action="image-superseded",
-                    subject=image_name(other),
-                    by=row.version,
-                )
-
-
-def _get(session: Session, identifier: str, version: str) -> Image:
-    row = session.get(Image, (identifier, version), with_for_update=True)
-    if row is None:
-        raise NotFound(
-            f"no image {identifier}@{version}",
-            hint="distrib image list names them all",
-            image=f"{identifier}@{version}",
-        )
-    return row
-
-
-def _lock_versions(session: Session, identifier: str) -> None:
-    """One approval of an image at a time: the newest of its versions is decided over all."""
-    session.scalars(select(Image).where(Image.identifier == identifier).with_for_update()).all()
-
 
 def _check_state(row: Image) -> None:
     name = image_name(row)
@@ -294,28 +240,13 @@ def _check_state(row: Image) -> None:
 
 def _check_newest(session: Session, row: Image) -> None:
     """An approval only moves forward; back goes a rollout of the superseded version."""
-    for other in versions_of(session, row.identifier):
-        newer = version_key(other.version) > version_key(row.version)
-        if other.state == ImageState.APPROVED and newer:
-            raise Conflict(
-                f"image {image_name(row)} is older than {other.version}, which is approved",
-                hint="roll out the older version to go back, or deny the newer one first",
-                image=image_name(row),
-            )
-
-
-def _check_bytes_free(session: Session, row: Image, infohash: str | None, now: datetime) -> None:
-    """Nodes keep one volume per info-hash: the same bytes are one image version of a list."""
-    same = select(Image).where(Image.infohash == infohash).with_for_update()
-    for other in session.scalars(same.where(is_listed(now))).all():
-        if (other.identifier, other.version) != (row.identifier, row.version):
-            raise Conflict(
-                f"image {image_name(row)} has the same bytes as {image_name(other)}, which is"
-                f" {other.state}",
-                hint="nodes keep one volume per info-hash: use that one, or deny it first",
-                image=image_name(row),
-                other=image_name(other),
-            )
+    other = newer_approved(session, row)
+    if other is not None:
+        raise Conflict(
+            f"image {image_name(row)} is older than {other.version}, which is approved",
+            hint="roll out the older version to go back, or deny the newer one first",
+            image=image_name(row),
+        )
 
 
 def _check_alias_free(session: Session, alias: str, identifier: str) -> None:

@@ -8,14 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
-from distrib.catalogue.approval import SUPERSEDE_GRACE, Approval
+from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
+from distrib.catalogue.denial import Denial
 from distrib.catalogue.endorsers import Endorsers
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.intake import Intake
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
 from distrib.catalogue.quarantine import Quarantine
 from distrib.catalogue.store import ImageStore
+from distrib.catalogue.versions import SUPERSEDE_GRACE
 from distrib.db.session import Database
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.directory import load_trust_directory
@@ -32,6 +34,7 @@ class Catalogue:
     intake: Intake
     quarantine: Quarantine
     approval: Approval
+    denial: Denial
     publisher: Publisher
 
     @classmethod
@@ -71,6 +74,7 @@ class Catalogue:
             ),
             quarantine=quarantine,
             approval=Approval(database=database, store=store, clock=clock, grace=grace),
+            denial=Denial(database=database, store=store, clock=clock, grace=grace),
             publisher=Publisher(
                 database=database,
                 store=store,
