@@ -18,7 +18,6 @@ its flag within a boot was opened to writers by somebody, and is not sealed any 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,13 +30,13 @@ from pydantic import Field, TypeAdapter
 from agent.cache import blockdev, durable
 from agent.cache.file import read_ends
 from agent.cache.holders import current_boot_id
+from agent.cache.homes import HomeStore
 from agent.cache.instances import Instances, free_on_disk_bytes, full_disk
 from agent.cache.pool import DevicePool, sample
-from agent.cache.store import Instance, Space, Volume, WriteTarget
+from agent.cache.store import Space, Volume, WriteTarget
 from distrib.errors import Conflict, NoSpace, NotFound, StorageFailed
 from distrib.swarm import IMAGE_FILE
 
-_INFOHASH: Final = re.compile(r"[0-9a-f]{64}")
 _DESCRIPTION: Final = "volume.json"
 
 
@@ -54,7 +53,7 @@ class _Described:
 _ADAPTER: Final = TypeAdapter(_Described)
 
 
-class DeviceStore:
+class DeviceStore(HomeStore):
     """Volumes on block devices. Safe to call from several threads."""
 
     name: str = "device"
@@ -75,19 +74,13 @@ class DeviceStore:
         Instances and scratch disks are files in ``instances_dir``, with a quota of their own.
         Finishes what was interrupted. Raises ConfigInvalid for what is no device or is named
         twice, StorageFailed for a device that others use."""
-        self._links = links_dir
-        self._lock = RLock()
         self._boot_id = current_boot_id() if boot_id is None else boot_id
         self._pool = DevicePool(devices)
         self._instances_capacity_bytes = instances_capacity_bytes
-        self._instances = Instances(
-            instances_dir, self._lock, reflink=False, tool_timeout_s=tool_timeout_s
-        )
-        durable.make_directory(links_dir)
-        for leftover in [*links_dir.glob("*.new"), *links_dir.glob("*.gone")]:
-            self._clear(leftover)
+        lock = RLock()
+        instances = Instances(instances_dir, lock, reflink=False, tool_timeout_s=tool_timeout_s)
+        super().__init__(links_dir, instances, lock)
         for home in self._homes():
-            durable.sweep(home)
             self._seal_anew(home)
 
     def space(self) -> Space:
@@ -114,33 +107,15 @@ class DeviceStore:
             device = self._choose(size_bytes, ())
             os.close(blockdev.open_device(device, alone=True))
             blockdev.set_read_only(device, False)
-            new = home.with_name(f"{infohash}.new")
-            for leftover in (new, home):
-                durable.remove_directory(leftover)
-            durable.make_directory(new)
-            try:
+            with self._making(home) as new:
                 self._describe(new, _Described(infohash, size_bytes))
                 with durable.storage_errors("naming", home):
                     (new / IMAGE_FILE).symlink_to(device)
-                    durable.fsync_directory(new)
-                    new.rename(home)
-                    durable.fsync_directory(self._links)
-            except BaseException:
-                durable.remove_directory(new)
-                raise
             return self._existing(infohash)
-
-    def volumes(self) -> tuple[Volume, ...]:
-        return tuple(v for v in map(self._read, self._homes()) if v is not None)
 
     @contextmanager
     def writing(self, volume: Volume) -> Iterator[WriteTarget]:
-        if self._existing(volume.infohash).sealed:
-            raise Conflict(
-                f"volume {volume.infohash} is sealed: it is not written any more",
-                hint="unseal it for repair",
-                infohash=volume.infohash,
-            )
+        self._unsealed(volume.infohash)
         home = self._home(volume.infohash)
         device = self._device_of(home)
         blockdev.set_read_only(device, False)  # an interrupted seal may have got as far
@@ -187,35 +162,6 @@ class DeviceStore:
             blockdev.set_read_only(device, False)
             return self._existing(volume.infohash)
 
-    def remove(self, volume: Volume) -> None:
-        home = self._home(volume.infohash)
-        gone = home.with_name(f"{volume.infohash}.gone")
-        with self._lock:
-            self._instances.refuse_if_stood_on(volume.infohash)
-            self._clear(gone)
-            if home.is_dir():
-                with durable.storage_errors("removing", home):
-                    home.rename(gone)
-                self._clear(gone)
-
-    def make_instance(
-        self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
-    ) -> Instance:
-        return self._instances.make(
-            self._existing(volume.infohash),
-            lease,
-            cow_bytes=cow_bytes,
-            scratch_bytes=scratch_bytes,
-            check_room=self._check_instance_room,
-        )
-
-    def instances(self) -> tuple[Instance, ...]:
-        return self._instances.all()
-
-    def drop_instance(self, lease: str) -> None:
-        with self._lock:
-            self._instances.drop(lease)
-
     # The pool -----------------------------------------------------------------------------------
 
     def _choose(self, size_bytes: int, without: Collection[str]) -> Path:
@@ -241,14 +187,6 @@ class DeviceStore:
         return {name: device for name, device in linked if device is not None}
 
     # Directories --------------------------------------------------------------------------------
-
-    def _home(self, infohash: str) -> Path:
-        if not _INFOHASH.fullmatch(infohash):
-            raise ValueError(f"not an info-hash: {infohash!r}")
-        return self._links / infohash
-
-    def _homes(self) -> list[Path]:
-        return [h for h in sorted(self._links.iterdir()) if _INFOHASH.fullmatch(h.name)]
 
     def _linked(self, home: Path) -> Path | None:
         """The device that a directory links to, when it is one of the pool."""

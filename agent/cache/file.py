@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -27,17 +26,17 @@ from threading import RLock
 from typing import Final
 
 from agent.cache import durable
+from agent.cache.homes import HomeStore
 from agent.cache.instances import Instances, allocate, free_on_disk_bytes, full_disk
-from agent.cache.store import Instance, Space, Volume, WriteTarget
-from distrib.errors import Conflict, NoSpace, NotFound, StorageFailed
+from agent.cache.store import Space, Volume, WriteTarget
+from distrib.errors import Conflict, NoSpace, StorageFailed
 from distrib.swarm import IMAGE_FILE
 
-_INFOHASH: Final = re.compile(r"[0-9a-f]{64}")
 _MARK: Final = "sealed"
 _PROBE_BYTES: Final = 4096
 
 
-class FileStore:
+class FileStore(HomeStore):
     """Volumes as files. Safe to call from several threads."""
 
     name: str = "file"
@@ -49,16 +48,11 @@ class FileStore:
         """``root`` is the cache directory; one process at a time. Finishes what was interrupted."""
         self._root = root
         self._capacity_bytes = capacity_bytes
-        self._volumes = root / "volumes"
-        self._lock = RLock()
-        durable.make_directory(self._volumes)
-        for leftover in [*self._volumes.glob("*.new"), *self._volumes.glob("*.gone")]:
-            durable.remove_directory(leftover)
-        for home in self._homes():
-            durable.sweep(home)
-        self._instances = Instances(
-            root / "instances", self._lock, reflink=reflink, tool_timeout_s=tool_timeout_s
+        lock = RLock()
+        instances = Instances(
+            root / "instances", lock, reflink=reflink, tool_timeout_s=tool_timeout_s
         )
+        super().__init__(root / "volumes", instances, lock)
 
     def space(self) -> Space:
         with self._lock:
@@ -97,33 +91,13 @@ class FileStore:
                     )
                 return there
             self.check_room(size_bytes)
-            new = home.with_name(f"{infohash}.new")
-            for leftover in (new, home):
-                durable.remove_directory(leftover)
-            durable.make_directory(new)
-            try:
+            with self._making(home) as new:
                 allocate(new / IMAGE_FILE, size_bytes, mode=0o644)
-                with durable.storage_errors("naming", home):
-                    durable.fsync_directory(new)
-                    new.rename(home)
-                    durable.fsync_directory(self._volumes)
-            except BaseException:
-                durable.remove_directory(new)
-                raise
             return self._existing(infohash)
-
-    def volumes(self) -> tuple[Volume, ...]:
-        return tuple(v for v in map(self._read, self._homes()) if v is not None)
 
     @contextmanager
     def writing(self, volume: Volume) -> Iterator[WriteTarget]:
-        home = self._home(volume.infohash)
-        if self._existing(volume.infohash).sealed:
-            raise Conflict(
-                f"volume {volume.infohash} is sealed: it is not written any more",
-                hint="unseal it for repair",
-                infohash=volume.infohash,
-            )
+        home = self._home(self._unsealed(volume.infohash).infohash)
         image = home / IMAGE_FILE
         with durable.storage_errors("opening", image):
             image.chmod(0o644)  # an interrupted seal may have got as far as the mode
@@ -172,52 +146,8 @@ class FileStore:
                 (home / IMAGE_FILE).chmod(0o644)
             return self._existing(volume.infohash)
 
-    def remove(self, volume: Volume) -> None:
-        home = self._home(volume.infohash)
-        gone = home.with_name(f"{volume.infohash}.gone")
-        with self._lock:
-            self._instances.refuse_if_stood_on(volume.infohash)
-            durable.remove_directory(gone)
-            if home.is_dir():
-                with durable.storage_errors("removing", home):
-                    home.rename(gone)
-                durable.remove_directory(gone)
-
-    def make_instance(
-        self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
-    ) -> Instance:
-        return self._instances.make(
-            self._existing(volume.infohash),
-            lease,
-            cow_bytes=cow_bytes,
-            scratch_bytes=scratch_bytes,
-            check_room=self.check_room,
-        )
-
-    def instances(self) -> tuple[Instance, ...]:
-        return self._instances.all()
-
-    def drop_instance(self, lease: str) -> None:
-        with self._lock:
-            self._instances.drop(lease)
-
-    def _home(self, infohash: str) -> Path:
-        if not _INFOHASH.fullmatch(infohash):
-            raise ValueError(f"not an info-hash: {infohash!r}")
-        return self._volumes / infohash
-
-    def _homes(self) -> list[Path]:
-        return [h for h in sorted(self._volumes.iterdir()) if _INFOHASH.fullmatch(h.name)]
-
-    def _existing(self, infohash: str) -> Volume:
-        found = self._read(self._home(infohash))
-        if found is None:
-            raise NotFound(
-                f"volume {infohash} is not in the cache {self._root}",
-                hint="see `distrib-agent status`",
-                infohash=infohash,
-            )
-        return found
+    def _check_instance_room(self, need_bytes: int) -> None:
+        self.check_room(need_bytes)
 
     def _read(self, home: Path) -> Volume | None:
         try:
