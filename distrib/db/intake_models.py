@@ -44,9 +44,10 @@ class Subscription(Base):
 
     ``identifier`` is the list's UUID, None until the first list was accepted. ``dn`` and ``ca``
     may sign it, beside those that table ``endorsers`` names for it. ``etag`` and ``message_sha512``
-    are those of the newest message that was seen, ``ok_at`` is when the list was last known to be
-    the newest, ``code`` and ``text`` say how the last poll ended. The password of ``username`` is a
-    file of the state directory.
+    are those of the newest message that was accepted, ``ok_at`` is when the list was last known to
+    be the newest, ``code`` and ``text`` say how the last poll ended, ``reasons`` why:
+    ``{"exit", "hint", "reasons": [...], "remarks": [...]}``. The password of ``username`` is a file
+    of the state directory.
     """
 
     __tablename__ = "subscriptions"

@@ -137,7 +137,9 @@ class Image(Base):
     or ``{"users": [...]}``; ``until`` ends the grace of a superseded version. ``source`` is where
     the file is fetched from, empty where somebody uploads it; ``fetched_bytes`` is how much of it
     has come; ``fault`` is ``{"code", "message", "at"}`` of the last try to take it in, empty when
-    that went well; ``before_denial`` is the state that an undeny goes back to.
+    that went well; ``before_denial`` is the state that an undeny goes back to. ``endorsed_until``
+    is when the newest list that names the UUID, or the entry, expires; ``lapsed_at`` is when that
+    was noticed, None while the endorsement is in force.
     """
 
     __tablename__ = "images"
@@ -169,6 +171,8 @@ class Image(Base):
     fetched_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     fault: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     before_denial: Mapped[str | None] = mapped_column(String(16))
+    endorsed_until: Mapped[datetime | None]
+    lapsed_at: Mapped[datetime | None]
 
 
 class Alias(Base):

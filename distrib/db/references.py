@@ -23,6 +23,7 @@ def is_listed(now: datetime) -> ColumnElement[bool]:
         Image.state.in_(USABLE),
         Image.infohash.is_not(None),
         or_(Image.expires.is_(None), Image.expires > now),
+        or_(Image.endorsed_until.is_(None), Image.endorsed_until > now),
         or_(Image.until.is_(None), Image.until > now),
     )
 

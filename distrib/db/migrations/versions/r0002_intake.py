@@ -16,8 +16,15 @@ def upgrade() -> None:
         sa.Column("fetched_bytes", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("fault", sa.JSON(), nullable=False, server_default="{}"),
         sa.Column("before_denial", sa.String(length=16), nullable=True),
+        sa.Column("endorsed_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lapsed_at", sa.DateTime(timezone=True), nullable=True),
     ):
         op.add_column("images", column)
+    # Of a list without a newer one, which is what older databases knew to hold.
+    op.execute(
+        "UPDATE images SET endorsed_until ="
+        " (SELECT expires FROM image_lists WHERE sha512 = images.list_sha512)"
+    )
     op.create_table(
         "subscriptions",
         sa.Column("id", sa.Integer(), nullable=False),
