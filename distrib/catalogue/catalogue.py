@@ -12,6 +12,7 @@ from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.catalogue.denial import Denial
 from distrib.catalogue.endorsers import Endorsers
+from distrib.catalogue.history import History
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.intake import Intake
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
@@ -35,6 +36,7 @@ class Catalogue:
     quarantine: Quarantine
     approval: Approval
     denial: Denial
+    history: History
     publisher: Publisher
 
     @classmethod
@@ -44,7 +46,7 @@ class Catalogue:
         database: Database,
         state_dir: Path,
         endorser_trust: Path,
-        identity: SiteIdentity,
+        identity: SiteIdentity | Callable[[], SiteIdentity],
         site_trust: Callable[[], TrustMaterial] | None = None,
         clock: Clock = utc_now,
         crls: CrlPolicy = "require",
@@ -75,6 +77,7 @@ class Catalogue:
             quarantine=quarantine,
             approval=Approval(database=database, store=store, clock=clock, grace=grace),
             denial=Denial(database=database, store=store, clock=clock, grace=grace),
+            history=History(database=database, store=store),
             publisher=Publisher(
                 database=database,
                 store=store,

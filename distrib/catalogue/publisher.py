@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
+from cryptography import x509
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -37,7 +38,7 @@ from distrib.db.session import Database
 from distrib.errors import DistribError
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.imagelist import Endorser, ImageListInvalid, version_key
-from distrib.trust.names import same_name, slash_form
+from distrib.trust.names import slash_form
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.signature import open_smime, sign_smime
 from distrib.trust.sitelist import (
@@ -55,6 +56,9 @@ from distrib.trust.sitelist import (
 log = structlog.get_logger(__name__)
 
 RESIGN_INTERVAL = timedelta(hours=1)
+LOOK_S = 5.0
+"""How often it is looked whether a list is due, and whether certificate and key were replaced."""
+
 _RETRY_S = 30.0
 
 
@@ -71,9 +75,10 @@ class PublishedList:
 class Publisher:
     """Signs at each change and every ``resign_interval``; ``on_published`` gets each message.
 
-    ``trust`` is the site's own CA: with it every list is verified as a node would, before it
-    leaves. ``on_published`` is called in the thread that published, in the order of versions; it
-    must not publish.
+    ``identity`` may be a function that gives the identity as it is now: a key that was replaced
+    signs the next list. ``trust`` is the site's own CA: with it every list is verified as a node
+    would, before it leaves. ``on_published`` is called in the thread that published, in the order
+    of versions; it must not publish.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Publisher:
         *,
         database: Database,
         store: ImageStore,
-        identity: SiteIdentity,
+        identity: SiteIdentity | Callable[[], SiteIdentity],
         clock: Clock,
         trust: Callable[[], TrustMaterial] | None = None,
         crls: CrlPolicy = "if-present",
@@ -91,7 +96,7 @@ class Publisher:
     ) -> None:
         self._database = database
         self._store = store
-        self._identity = identity
+        self._identity = identity if callable(identity) else lambda: identity
         self._clock = clock
         self._trust = trust
         self._crls: CrlPolicy = crls
@@ -99,6 +104,7 @@ class Publisher:
         self._resign_interval = resign_interval
         self._on_published = on_published or (lambda _message: None)
         self._one_at_a_time = threading.Lock()
+        self._read_last: tuple[bytes, tuple[SiteList, x509.Certificate | None] | None] = (b"", None)
 
     def current(self) -> bytes | None:
         """The newest signed list, as nodes get it; None before the first."""
@@ -124,12 +130,12 @@ class Publisher:
     async def keep_fresh(self) -> None:
         """Publish whenever it is due, for ever; a failure is logged and tried again."""
         while True:
-            wait_s = min(60.0, self._resign_interval.total_seconds() / 10)
+            wait_s = min(LOOK_S, self._resign_interval.total_seconds() / 10)
             try:
                 await asyncio.to_thread(self.publish_if_due)
             except DistribError as error:
                 log.warning("site-list-not-published", why=error.message, code=error.code)
-                wait_s = min(wait_s, _RETRY_S)
+                wait_s = _RETRY_S
             await asyncio.sleep(wait_s)
 
     def _why_due(self) -> str | None:
@@ -141,46 +147,48 @@ class Publisher:
         current = self._current_list()
         if current is None:
             return "first"
-        if not self._speaks_for_us(current):
+        if not self._speaks_for_us(*current):
             return "identity"
         # A list from the future comes from a clock that was wrong: replace it.
-        age = self._clock() - current.created
+        age = self._clock() - current[0].created
         return "age" if age >= self._resign_interval or age < -self._resign_interval else None
 
-    def _current_list(self) -> SiteList | None:
+    def _current_list(self) -> tuple[SiteList, x509.Certificate | None] | None:
+        """The newest list and who signed it."""
         message = self.current()
         if message is None:
             return None
-        try:
-            return parse_site_list(open_smime(message).document)
-        except ImageListInvalid:
-            return None
+        if message != self._read_last[0]:
+            self._read_last = (message, _read(message))
+        return self._read_last[1]
 
-    def _speaks_for_us(self, current: SiteList) -> bool:
-        """Whether keys and names in it are ours: nodes refuse orders of a key that is not in it."""
-        ours = self._identity
+    def _speaks_for_us(self, current: SiteList, signer: x509.Certificate | None) -> bool:
+        """Whether signer, keys and names are ours: nodes refuse orders of a key that is not in it,
+        and lists of a catalogue certificate that was revoked."""
+        ours = self._identity()
         keys = {ControllerKey.of(key) for key in ours.controller_keys}
         return (
             set(current.controller_keys) == keys
             and current.identifier == ours.identifier
             and current.site == ours.site
-            and same_name(current.endorser.dn, ours.certificate.subject)
-            and same_name(current.endorser.ca, ours.certificate.issuer)
+            and signer == ours.certificate
         )
 
     def _publish(self, *, why: str, actor: str) -> PublishedList:
-        now = self._clock()
+        now, identity = self._clock(), self._identity()
         with self._database.transaction() as session:
+            before = self._carried_by(value_of(session, SITE_LIST_VERSION))
             floor = max(self._store.newest_site_list_version() + 1, int(now.timestamp()))
             version = rise(session, SITE_LIST_VERSION, at_least=floor)
-            site_list = self._build(session, version, now)
+            site_list = self._build(session, identity, version, now)
             message = sign_smime(
                 render_site_list(site_list),
-                self._identity.certificate,
-                self._identity.key,
-                self._identity.chain,
+                identity.certificate,
+                identity.key,
+                identity.chain,
             )
-            self._check(message, now)
+            self._check(message, identity, now)
+            carried = _carried(site_list)
             set_to(session, CATALOGUE_PUBLISHED, value_of(session, CATALOGUE_CHANGES))
             record(
                 session,
@@ -191,14 +199,27 @@ class Publisher:
                 images=len(site_list.images),
                 why=why,
                 sha512=hashlib.sha512(message).hexdigest(),
+                signer_serial=f"{identity.certificate.serial_number:x}",
+                added=sorted(carried - before),
+                removed=sorted(before - carried),
             )
             # On disk before the commit: a version that a node may have seen is never given twice.
             write_atomically(self._store.site_list_version_file(version), message, mode=0o444)
             write_atomically(self._store.site_list_file, message)
         return PublishedList(version, now, len(site_list.images), message)
 
-    def _build(self, session: Session, version: int, now: datetime) -> SiteList:
-        identity = self._identity
+    def _carried_by(self, version: int) -> frozenset[str]:
+        """What the last list that was published carried; nothing where it cannot be read."""
+        try:
+            message = self._store.site_list_version_file(version).read_bytes()
+        except OSError:
+            return frozenset()
+        found = _read(message)
+        return frozenset() if found is None else _carried(found[0])
+
+    def _build(
+        self, session: Session, identity: SiteIdentity, version: int, now: datetime
+    ) -> SiteList:
         rows = session.scalars(
             select(Image).where(is_listed(now)).order_by(Image.identifier, Image.version)
         ).all()
@@ -225,15 +246,28 @@ class Publisher:
             uri=identity.url,
         )
 
-    def _check(self, message: bytes, now: datetime) -> None:
+    def _check(self, message: bytes, identity: SiteIdentity, now: datetime) -> None:
         if self._trust is not None:
             verify_site_list(
                 message,
                 trust=self._trust(),
                 now=now,
-                identifier=self._identity.identifier,
+                identifier=identity.identifier,
                 crls=self._crls,
             ).require()
+
+
+def _read(message: bytes) -> tuple[SiteList, x509.Certificate | None] | None:
+    """A site list of our own, and its signer; None for what is none."""
+    opened = open_smime(message)
+    try:
+        return parse_site_list(opened.document), opened.signer
+    except ImageListInvalid:
+        return None
+
+
+def _carried(site_list: SiteList) -> frozenset[str]:
+    return frozenset(f"{image.identifier}@{image.version}" for image in site_list.images)
 
 
 def _site_image(session: Session, row: Image, *, named: bool) -> SiteImage:
