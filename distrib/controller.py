@@ -22,7 +22,8 @@ from distrib.api.app import create_app
 from distrib.api.server import serving
 from distrib.api.services import Services
 from distrib.catalogue.catalogue import Catalogue
-from distrib.catalogue.identity import SiteIdentity
+from distrib.catalogue.identity import FollowedIdentity, SiteIdentity
+from distrib.catalogue.passphrase import find_passphrase
 from distrib.controller_settings import ControllerSettings
 from distrib.db.schema import upgrade
 from distrib.db.session import Database
@@ -33,7 +34,7 @@ from distrib.trust.directory import load_trust_directory
 
 log = structlog.get_logger(__name__)
 
-CRL_POLL_S = 60.0
+CRL_POLL_S = 5.0
 
 
 class Controller:
@@ -50,14 +51,19 @@ class Controller:
             silent_s=settings.rollout.silent_s,
             on_connect=self._tell_retained,
         )
-        identity = SiteIdentity.load(
-            site=settings.site.name,
-            identifier=settings.site_list_identifier,
-            url=settings.site.url,
-            certificate=settings.catalogue.cert,
-            key=settings.catalogue.key,
-            controller_keys=(key.public_key(),),
-            email=settings.site.email,
+        catalogue = settings.catalogue
+        identity = FollowedIdentity(
+            lambda: SiteIdentity.load(
+                site=settings.site.name,
+                identifier=settings.site_list_identifier,
+                url=settings.site.url,
+                certificate=catalogue.cert,
+                key=catalogue.key,
+                passphrase=find_passphrase(catalogue.passphrase_file),
+                controller_keys=(key.public_key(),),
+                email=settings.site.email,
+            ),
+            tuple(filter(None, (catalogue.cert, catalogue.key, catalogue.passphrase_file))),
         )
         self._catalogue = Catalogue.open(
             database=database,

@@ -52,6 +52,11 @@ class CatalogueSettings(Section):
         Path("/etc/distrib/catalogue.pem"), description="certificate with the role catalogue"
     )
     key: Path = Field(Path("/etc/distrib/catalogue.key"), description="its private key")
+    passphrase_file: Path | None = Field(
+        None,
+        description="file with the key's passphrase; else the systemd credential"
+        " catalogue-passphrase, else the variable DISTRIB_CATALOGUE_PASSPHRASE",
+    )
     supersede_grace_s: float = Field(
         30 * 86400, ge=0, description="how long a version that was replaced may be gone back to"
     )
