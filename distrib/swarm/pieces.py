@@ -54,6 +54,33 @@ def piece_hashes(torrent: bytes, info: TorrentInfo) -> list[bytes]:
     return hashes
 
 
+def torrent_with_layer(raw_info: bytes, layer: bytes) -> bytes:
+    """The torrent file of an info dictionary and the piece hashes of its file, one after another;
+    none for a file of one piece. Nothing is checked: see ``piece_hashes``."""
+    document: Any = lt.bdecode(raw_info)
+    (entry,) = document[b"file tree"].values()
+    layers = {entry[b""][b"pieces root"]: layer} if layer else {}
+    torrent: Any = {b"info": document, b"piece layers": layers}
+    return lt.bencode(torrent)
+
+
+def coarser(hashes: list[bytes], *, piece_bytes: int, wanted_bytes: int) -> list[bytes]:
+    """The hashes of the pieces of ``wanted_bytes`` (a larger power of two) of the same file.
+
+    As BEP 52 builds them: what is missing at the end counts as hashes of nothing."""
+    padding = piece_hash(b"", leaves=piece_bytes // BLOCK_BYTES)
+    level = list(hashes)
+    while piece_bytes < wanted_bytes:
+        level += [padding] * (len(level) % 2)
+        level = [
+            hashlib.sha256(left + right).digest()
+            for left, right in zip(level[::2], level[1::2], strict=True)
+        ]
+        padding = hashlib.sha256(padding + padding).digest()
+        piece_bytes *= 2
+    return level
+
+
 def torrent_from_resume_data(data: bytes, info: TorrentInfo) -> bytes:
     """The torrent file, with its piece layer, out of libtorrent's resume data.
 
@@ -89,9 +116,7 @@ def torrent_from_volume(fd: int, raw_info: bytes, info: TorrentInfo) -> bytes:
             f"torrent {info.infohash[:12]}: the volume holds other bytes",
             hint="fetch the image again",
         )
-    layers = {root: b"".join(hashes)} if info.pieces > 1 else {}
-    torrent: Any = {b"info": document, b"piece layers": layers}
-    return lt.bencode(torrent)
+    return torrent_with_layer(raw_info, b"".join(hashes) if info.pieces > 1 else b"")
 
 
 def _layer_of_tree(tree: dict[bytes, bytes], info: TorrentInfo) -> Iterator[bytes]:
