@@ -25,23 +25,33 @@ The signer (``chain``)
  9. Every issuer of the path has a CRL (``crl-missing``), signed by that issuer (``crl-invalid``),
     in date (``crl-expired``, ``crl-not-yet-valid``), and no certificate of the path is on one:
     ``certificate-revoked``.
+10. Every subject of the path is one that its issuer may certify, by the issuer's ``.namespaces`` or
+    ``.signing_policy`` (``namespace-not-permitted``); such a file can be read (``policy-invalid``)
+    and, where the site says so, is there: ``policy-missing``.
 
 The document (``imagelist``, ``sitelist``)
-10. It is JSON of bounded depth without repeated keys: ``message-malformed``; every field that trust
+11. It is JSON of bounded depth without repeated keys: ``message-malformed``; every field that trust
     stands on is there (``field-missing``) and well formed (``field-invalid``).
-11. Identifiers are UUIDs (``uuid-invalid``), each once in the list (``uuid-duplicate``); in a site
+12. Identifiers are UUIDs (``uuid-invalid``), each once in the list (``uuid-duplicate``); in a site
     list once per version.
 
 The document against what is expected of it (``verify``)
-12. created <= now <= expires: ``list-not-yet-valid`` (or the clock here is behind),
+13. created <= now <= expires: ``list-not-yet-valid`` (or the clock here is behind),
     ``list-expired``.
-13. The signer is the endorser that the list states, subject and issuer: ``signer-not-endorser``.
-14. That endorser is authorised for this subscription: ``endorser-not-authorised``.
-15. The identifier is the subscription's: ``identifier-mismatch``.
-16. The version never goes down (``version-down``), and the same version is the same bytes
+14. The signer is the endorser that the list states, subject and issuer: ``signer-not-endorser``.
+15. That endorser is authorised for this subscription: ``endorser-not-authorised``.
+16. The identifier is the subscription's: ``identifier-mismatch``.
+17. The version never goes down (``version-down``), and the same version is the same bytes
     (``version-same-other-bytes``).
-17. No image UUID that another subscription owns: ``uuid-foreign``.
-18. A site list is signed by a certificate with the role ``catalogue``: ``role-missing``.
+18. No image UUID that another subscription owns: ``uuid-foreign``.
+19. A site list is signed by a certificate with the role ``catalogue``: ``role-missing``.
+
+An entry of StratusLab's Marketplace (``marketplace``, ``xmldsig``, ``entry``) is held against rules
+1, 3 to 5, 6 to 10, 13 to 17 in the same way, its signature being XML-DSig, and besides:
+
+20. Its signature is not by SHA-1, unless the site allows that endorser to: ``signature-sha1``.
+21. It names a SHA-512 of the image: ``digest-weak``.
+22. Its endorser has not withdrawn it: ``deprecated``.
 
 A site list that passes all of these but is older than the site allows is ``list-stale``: that stops
 new leases only (``sitelist.is_stale``).

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
 from distrib.trust.names import slash_form
+from distrib.trust.namespaces import PolicyFile, PolicyUse, check_namespaces
 from distrib.trust.oldserials import old_serials_allowed
 from distrib.trust.reasons import Reason, ReasonCode
 from distrib.trust.revocation import CrlPolicy, check_revocation, weak_hash
@@ -41,11 +42,16 @@ _OPENSSL_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class TrustMaterial:
-    """What a site trusts: self-signed ``anchors``, further CA certificates, CRLs (any order)."""
+    """What a site trusts: self-signed ``anchors``, further CA certificates, CRLs (any order).
+
+    ``policies`` say which names a CA may certify; ``policy_use``, whether every CA must have one.
+    """
 
     anchors: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...] = ()
     crls: tuple[x509.CertificateRevocationList, ...] = ()
+    policies: tuple[PolicyFile, ...] = ()
+    policy_use: PolicyUse = "if-present"
 
     def with_crls(self, *more: x509.CertificateRevocationList) -> TrustMaterial:
         """The same with further CRLs; of several by one issuer the newest genuine one counts."""
@@ -81,6 +87,7 @@ def check_chain(
         reasons += _date_reasons(member, now)
         if member is not path[-1]:
             reasons += _strength_reasons(member)
+    reasons += check_namespaces(path, trust.policies, use=trust.policy_use)
     revocation = check_revocation(path, trust.crls, now=now, policy=crls)
     reasons += revocation.reasons
     if not reasons:

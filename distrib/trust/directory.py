@@ -1,12 +1,13 @@
 """A trust directory as fetch-crl and IGTF lay it out: the one place in ``trust`` that reads files.
 
 ``*.0`` ``*.1`` … and ``*.pem`` hold CA certificates, ``*.r0`` ``*.r1`` … hold CRLs; PEM (one or
-several) or DER.
+several) or DER. ``*.signing_policy`` and ``*.namespaces`` say which names a CA may certify.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography import x509
@@ -14,24 +15,30 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from distrib.errors import ConfigInvalid
 from distrib.trust.chain import TrustMaterial
+from distrib.trust.names import DistinguishedName
+from distrib.trust.namespaces import PolicyFile, PolicyUse
 from distrib.trust.oldserials import old_serials_allowed
+from distrib.trust.policyfiles import MAX_POLICY_BYTES, parse_policy
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
-_CERTIFICATE_FILE = re.compile(r".*\.(?:\d|pem)")
-_CRL_FILE = re.compile(r".*\.r\d")
+_CERTIFICATE_FILE = re.compile(r".*\.(?:\d+|pem)")
+_CRL_FILE = re.compile(r".*\.r\d+")
+_POLICY_FILE = re.compile(r".*\.(?:signing_policy|namespaces)")
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
 
-def load_trust_directory(path: str | Path) -> TrustMaterial:
-    """Read every CA certificate and CRL in ``path``.
+def load_trust_directory(path: str | Path, *, policies: PolicyUse = "if-present") -> TrustMaterial:
+    """Read every CA certificate, CRL and policy file in ``path``.
 
-    Self-signed certificates become anchors, others intermediates. ``ConfigInvalid`` names a file
-    that cannot be read or holds something else, and a directory without any anchor.
+    Self-signed certificates become anchors, others intermediates. ``ConfigInvalid`` names a
+    certificate or CRL that cannot be read or is something else, and a directory without any anchor.
+    A policy file that cannot be read is kept as such, and permits nothing.
     """
     directory = Path(path)
     try:
-        files = sorted(entry for entry in directory.iterdir() if entry.is_file())
+        entries = sorted(directory.iterdir())
+        files = [entry for entry in entries if entry.is_file()]
     except OSError as error:
         raise ConfigInvalid(
             f"trust directory {directory}: {error.strerror}",
@@ -40,12 +47,16 @@ def load_trust_directory(path: str | Path) -> TrustMaterial:
         ) from None
     # fetch-crl's layouts hold the same CA under several names; a dict drops the doubles.
     certificates: dict[x509.Certificate, None] = {}
+    owners: dict[str, set[DistinguishedName]] = {}
     crls: list[x509.CertificateRevocationList] = []
     for file in files:
         if _CRL_FILE.fullmatch(file.name):
             crls += read_crls(file)
         elif _CERTIFICATE_FILE.fullmatch(file.name):
-            certificates |= dict.fromkeys(read_certificates(file))
+            found = read_certificates(file)
+            certificates |= dict.fromkeys(found)
+            names = {DistinguishedName.from_x509(entry.subject) for entry in found}
+            owners.setdefault(file.stem, set()).update(names)
     anchors = tuple(entry for entry in certificates if _is_self_signed(entry))
     if not anchors:
         raise ConfigInvalid(
@@ -54,7 +65,17 @@ def load_trust_directory(path: str | Path) -> TrustMaterial:
             path=str(directory),
         )
     others = tuple(entry for entry in certificates if entry not in set(anchors))
-    return TrustMaterial(anchors=anchors, intermediates=others, crls=tuple(crls))
+    return TrustMaterial(
+        anchors=anchors,
+        intermediates=others,
+        crls=tuple(crls),
+        policies=tuple(
+            _read_policy(entry, frozenset(owners.get(entry.stem, ())))
+            for entry in entries
+            if _POLICY_FILE.fullmatch(entry.name)
+        ),
+        policy_use=policies,
+    )
 
 
 def read_certificates(file: str | Path) -> list[x509.Certificate]:
@@ -81,6 +102,16 @@ def read_crls(file: str | Path) -> list[x509.CertificateRevocationList]:
         return [x509.load_der_x509_crl(data)]
     except ValueError as error:
         raise _bad_file(path, "a CRL", error) from None
+
+
+def _read_policy(path: Path, owners: frozenset[DistinguishedName]) -> PolicyFile:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        # A link that leads nowhere, or a file of another user: nobody knows what it would forbid.
+        return replace(parse_policy(path.name, b"", owners=owners), fault=str(error.strerror))
+    return parse_policy(path.name, content, owners=owners)
 
 
 def _read(path: Path) -> bytes:

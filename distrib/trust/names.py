@@ -62,6 +62,8 @@ _TYPE = "|".join(sorted(_ALIASES, key=len, reverse=True)) + r"|\d+(?:\.\d+)+"
 # A host's certificate may be "/CN=host/wn1.example.org": a slash parts only where a type and "="
 # follow.
 _SLASH_PART = re.compile(rf"(?<!\\)[/+](?=(?:{_TYPE})=)", re.IGNORECASE)
+# The same, whatever stands before it.
+_SLASH_LIKE = re.compile(rf"[/+](?=(?:{_TYPE})=)", re.IGNORECASE)
 _ESCAPED_BYTES = re.compile(r"(?:\\x[0-9A-Fa-f]{2})+")
 _MAX_CHARS = 2048
 
@@ -98,6 +100,17 @@ class DistinguishedName:
         """OpenSSL's one-line form, as image lists carry it."""
         return "".join(f"/{kind}={_escape_slash(value)}" for kind, value in self.attributes)
 
+    def flat(self) -> str:
+        """The form that patterns of policies are held against: only separators are slashes there.
+
+        A slash or plus in a value that would read as the start of an attribute is ``\\x00`` here:
+        a CN cannot fake the O that a policy asks for.
+        """
+        return "".join(
+            f"/{kind}={_escape_chars(_SLASH_LIKE.sub(chr(0), value))}"
+            for kind, value in self.attributes
+        )
+
     def rfc4514(self) -> str:
         """RFC 4514, most specific attribute first."""
         return ",".join(
@@ -106,6 +119,16 @@ class DistinguishedName:
 
     def __str__(self) -> str:
         return self.slash()
+
+
+def fold_types(pattern: str) -> str:
+    """A pattern in slash form with the spellings of ``flat``: types, and bytes beyond ASCII."""
+    folded = _SLASH_PART.sub("/", pattern) if "+" in pattern else pattern
+    folded = re.sub(
+        rf"/({_TYPE})=", lambda match: f"/{_short(match[1])}=", folded, flags=re.IGNORECASE
+    )
+    folded = _escape_chars(folded)
+    return re.sub(r"\\x[0-9A-Fa-f]{2}", lambda match: "\\x" + match[0][2:].upper(), folded)
 
 
 def slash_form(name: x509.Name) -> str:
@@ -158,12 +181,16 @@ def _unescape_slash(value: str) -> str:
 
 def _escape_slash(value: str) -> str:
     # A value that reads like further attributes is written so that it cannot be taken for them.
-    value = _SLASH_PART.sub(lambda match: "\\" + match[0], value)
+    return _escape_chars(_SLASH_PART.sub(lambda match: "\\" + match[0], value))
+
+
+def _escape_chars(text: str) -> str:
+    """Whatever is not printable ASCII as ``\\xHH`` of its UTF-8 bytes."""
     return "".join(
         char
         if " " <= char <= "~"
         else "".join(f"\\x{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
-        for char in value
+        for char in text
     )
 
 

@@ -18,6 +18,7 @@ class ReasonCode(StrEnum):
     DIGEST_WEAK = "digest-weak"
     KEY_WEAK = "key-weak"
     SIGNATURE_INVALID = "signature-invalid"
+    SIGNATURE_SHA1 = "signature-sha1"
 
     CHAIN_UNTRUSTED = "chain-untrusted"
     CERTIFICATE_EXPIRED = "certificate-expired"
@@ -28,6 +29,9 @@ class ReasonCode(StrEnum):
     CRL_EXPIRED = "crl-expired"
     CRL_NOT_YET_VALID = "crl-not-yet-valid"
     CRL_INVALID = "crl-invalid"
+    NAMESPACE_NOT_PERMITTED = "namespace-not-permitted"
+    POLICY_MISSING = "policy-missing"
+    POLICY_INVALID = "policy-invalid"
 
     FIELD_MISSING = "field-missing"
     FIELD_INVALID = "field-invalid"
@@ -44,6 +48,7 @@ class ReasonCode(StrEnum):
     VERSION_DOWN = "version-down"
     VERSION_SAME_OTHER_BYTES = "version-same-other-bytes"
     ROLE_MISSING = "role-missing"
+    DEPRECATED = "deprecated"
 
     ENVELOPE_KEY_UNKNOWN = "envelope-key-unknown"
     ENVELOPE_SIGNATURE = "envelope-signature"

@@ -195,7 +195,7 @@ class TestDirectory:
             world.experiment.certificate.public_bytes(Encoding.DER)
         )
         (tmp_path / "0a1b2c3d.r0").write_bytes(crl.public_bytes(Encoding.DER))
-        (tmp_path / "0a1b2c3d.signing_policy").write_text("not read")
+        (tmp_path / "0a1b2c3d.crl_url").write_text("http://example.org/ is for fetch-crl")
         trust = load_trust_directory(tmp_path)
         assert set(trust.anchors) == {world.experiment.certificate, site_ca.certificate}
         assert trust.crls == (crl,)
