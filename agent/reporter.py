@@ -11,14 +11,20 @@ from typing import Any
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
+from agent.cache.holders import JobHolder, ProcessHolder, TimeHolder
+from agent.cache.leases import Lease
 from agent.cache.records import UNDER_WAY
 from agent.cache.snapshot import Holding
 from agent.puller import Puller, Waiting
 from distrib.bus.messages import (
+    HOLDER_MAX_CHARS,
+    REPORTED_HOLDERS,
     BadPeer,
     Event,
     EventKind,
+    HolderKind,
     ImageReport,
+    LeaseHolder,
     NodeReason,
     Presence,
     Report,
@@ -123,7 +129,10 @@ class Reporter:
         """The state of the node as it is told to the site and to local callers."""
         # In a thread: the cache's lock may be held for as long as an instance takes to make.
         snapshot = await asyncio.to_thread(self._cache.snapshot)
-        images = [self._image(holding) for holding in snapshot.holdings]
+        room, images = REPORTED_HOLDERS, []
+        for holding in sorted(snapshot.holdings, key=_is_wanted_less):
+            images.append(self._image(holding, room=room))
+            room -= len(images[-1].holders)
         held = {image.infohash for image in images}
         waiting = self._puller().waiting
         images += [_waiting(one) for key, one in waiting.items() if key not in held]
@@ -140,7 +149,7 @@ class Reporter:
             images=tuple(images),
         )
 
-    def _image(self, holding: Holding) -> ImageReport:
+    def _image(self, holding: Holding, *, room: int) -> ImageReport:
         record = holding.record
         moving: dict[str, Any] = {
             "bytes_done": record.size_bytes if record.state is State.READY else 0,
@@ -184,9 +193,30 @@ class Reporter:
             active=record.active,
             bytes_total=record.size_bytes,
             leases=len(holding.leases),
+            holders=tuple(_holder_told(lease) for lease in holding.leases[:room]),
             since=record.since,
             **moving,
         )
+
+
+def _is_wanted_less(holding: Holding) -> bool:
+    """Who uses what was withdrawn is told first: there may not be room for all."""
+    return holding.state is not State.BLOCKED
+
+
+def _holder_told(lease: Lease) -> LeaseHolder:
+    """A lease as a report tells it."""
+    held: dict[str, Any]
+    match lease.holder:
+        case ProcessHolder(pid=pid):
+            held = {"kind": HolderKind.PROCESS, "pid": pid}
+        case JobHolder(scheduler=scheduler, job=job):
+            held = {"kind": HolderKind.JOB, "job": f"{scheduler}:{job}"[:HOLDER_MAX_CHARS]}
+        case TimeHolder(until=until):
+            held = {"kind": HolderKind.TIME, "until": until}
+    return LeaseHolder(
+        lease=lease.lease, user=lease.user[:HOLDER_MAX_CHARS], since=lease.since, **held
+    )
 
 
 def _waiting(one: Waiting) -> ImageReport:

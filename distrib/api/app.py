@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, FastAPI
 
-from distrib.api import audit, endorsers, images, nodes, rollouts, tokens
+from distrib.api import audit, endorsers, images, nodes, provenance, rollouts, tokens
 from distrib.api.accesslog import AccessLog
 from distrib.api.faults import BodyLimits, Guard, install
 from distrib.api.services import Services
@@ -37,6 +37,8 @@ def create_app(services: Services) -> FastAPI:
 
     for router in (
         health,
+        # Before images, whose references may hold slashes.
+        provenance.router,
         images.router,
         endorsers.router,
         nodes.router,

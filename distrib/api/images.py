@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import hashlib
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -51,8 +53,8 @@ class ApprovalRequest(Body):
     reason: Annotated[str, Field(max_length=1000)] = ""
 
 
-class Denial(Body):
-    """Why the image may not run here."""
+class Reason(Body):
+    """Why the image may not run here, or may again."""
 
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -120,7 +122,7 @@ async def approve(ref: str, body: ApprovalRequest, services: Use, actor: Admin) 
 
 
 @router.post("/images/{ref:path}/deny")
-def deny(ref: str, body: Denial, services: Use, actor: Admin) -> dict[str, Any]:
+def deny(ref: str, body: Reason, services: Use, actor: Admin) -> dict[str, Any]:
     """Take the image version off the site list at once."""
     row = _one_version(services, ref)
     denied = services.catalogue.denial.deny(
@@ -128,6 +130,17 @@ def deny(ref: str, body: Denial, services: Use, actor: Admin) -> dict[str, Any]:
     )
     services.catalogue.publisher.publish_if_due()
     return _view(services, denied)
+
+
+@router.post("/images/{ref:path}/undeny")
+def undeny(ref: str, body: Reason, services: Use, actor: Admin) -> dict[str, Any]:
+    """Take a denial back: the image version is again what it was."""
+    row = _one_version(services, ref, preferred=frozenset({ImageState.DENIED}))
+    undenied = services.catalogue.denial.undeny(
+        row.identifier, row.version, reason=body.reason, actor=actor.name
+    )
+    services.catalogue.publisher.publish_if_due()
+    return _view(services, undenied)
 
 
 @router.get("/images")
@@ -166,12 +179,25 @@ def set_alias(alias: str, body: AliasTarget, services: Use, actor: Operator) -> 
 
 
 @router.get("/site-list")
-def site_list(services: Use) -> Response:
-    """The signed site list; what it says is no secret, and it is signed."""
+def site_list(request: Request, services: Use) -> Response:
+    """The signed site list; what it says is no secret, and it is signed.
+
+    Asked for again with its ETag it is not sent again."""
     message = services.catalogue.publisher.current()
     if message is None:
         raise NotFound("no site list yet", hint="it is signed when the controller has started")
-    return Response(message, media_type="multipart/signed")
+    tag = f'"{hashlib.sha512(message).hexdigest()}"'
+    # A denial must not wait in a cache: it may be kept, and is asked for each time.
+    headers = {"ETag": tag, "Cache-Control": "no-cache"}
+    if _is_known(request.headers.get("if-none-match", ""), tag):
+        return Response(status_code=304, headers=headers)
+    return Response(message, media_type="multipart/signed", headers=headers)
+
+
+def _is_known(if_none_match: str, tag: str) -> bool:
+    """RFC 9110, 13.1.2: the comparison is weak, a star stands for whatever there is."""
+    tags = {given.strip().removeprefix("W/") for given in if_none_match.split(",")}
+    return "*" in tags or tag in tags
 
 
 def _view(services: Services, row: Image) -> dict[str, Any]:
@@ -179,13 +205,20 @@ def _view(services: Services, row: Image) -> dict[str, Any]:
         return image_view(row, aliases_of(session, row.identifier))
 
 
-def _one_version(services: Services, ref: str) -> Image:
-    """The image version that is to be changed: named in full, or the only one there is."""
+_STANDING = frozenset(ImageState) - {ImageState.SUPERSEDED}
+
+
+def _one_version(
+    services: Services, ref: str, *, preferred: Collection[ImageState] = _STANDING
+) -> Image:
+    """The image version that is to be changed: named in full, or the only one there is.
+
+    Of several it is the only one in a ``preferred`` state."""
     with services.database.reading() as session:
         parsed = parse_image_ref(ref)
         if parsed.version is None:
             versions = versions_of(session, identifier_of(session, parsed.name))
-            open_ones = [row for row in versions if row.state != ImageState.SUPERSEDED]
+            open_ones = [row for row in versions if row.state in preferred]
             if len(versions) > 1 and len(open_ones) != 1:
                 known = ", ".join(row.version for row in versions[:8])
                 raise OperatorError(

@@ -23,6 +23,11 @@ from pydantic import (
 
 from distrib.errors import MessageInvalid
 
+REPORTED_HOLDERS = 256
+"""Of all images of a node together: what a report of a thousand images has room for."""
+
+HOLDER_MAX_CHARS = 128
+
 MESSAGE_MAX_BYTES = 1 << 20
 """Larger messages are refused unread (a desired state of 200 images is about 200 KiB)."""
 
@@ -222,8 +227,29 @@ class BadPeer(Model):
     hash_failures: Annotated[int, Field(ge=1)]
 
 
+class HolderKind(StrEnum):
+    """With whom a lease dies."""
+
+    PROCESS = "process"
+    JOB = "job"
+    TIME = "time"
+
+
+class LeaseHolder(Model):
+    """One lease and its holder: ``pid`` of a process, ``job`` as ``SCHEDULER:ID``, or ``until``."""
+
+    lease: Token
+    user: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)]
+    since: Time
+    kind: HolderKind
+    pid: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
+    job: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)] = ""
+    until: Time | None = None
+
+
 class ImageReport(Model):
-    """One image version on a node. ``bytes_done`` counts verified bytes only."""
+    """One image version on a node. ``bytes_done`` counts verified bytes only; ``holders`` may name
+    fewer than the ``leases`` that there are."""
 
     identifier: ImageId
     version: VersionText
@@ -238,6 +264,7 @@ class ImageReport(Model):
     resumed_bytes: Bytes = 0
     peers: Annotated[int, Field(ge=0, le=100_000)] = 0
     leases: Annotated[int, Field(ge=0, le=100_000)] = 0
+    holders: Annotated[tuple[LeaseHolder, ...], Field(max_length=REPORTED_HOLDERS)] = ()
     reason: NodeReason | None = None
     text: Text = ""
     since: Time
@@ -304,6 +331,7 @@ class EventKind(StrEnum):
     LAUNCHED = "launched"
     ENDED = "ended"
     EVICTED = "evicted"
+    OVERRUN = "overrun"
     FAILED = "failed"
     BLOCKED = "blocked"
     BAD_PEER = "bad-peer"
@@ -323,6 +351,7 @@ class Event(Message):
     lease: Token | None = None
     user: Text = ""
     job: Text = ""
+    beneficiary: Text = ""
     text: Text = ""
 
 

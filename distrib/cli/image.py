@@ -13,6 +13,7 @@ import click
 from distrib.cli.client import LONG_S, ApiClient, connected, path_of
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
 from distrib.cli.progress import Advance, progress
+from distrib.cli.provenance import history, where_running
 from distrib.errors import ImageError, NotFound, OperatorError
 from distrib.printable import bytes_text
 
@@ -24,6 +25,10 @@ FILE = click.Path(path_type=Path)
 @click.group("image")
 def image() -> None:
     """Images of the site: add, approve, deny, name."""
+
+
+image.add_command(history)
+image.add_command(where_running)
 
 
 @image.command("add")
@@ -135,9 +140,20 @@ def approve_command(
 @click.option("--reason", required=True, help="For the audit log.")
 @json_option
 def deny(*, ref: str, reason: str, as_json: bool) -> None:
-    """Take an image version off the site list at once, for good."""
+    """Take an image version off the site list at once. What runs goes on: see where-running."""
     with connected() as client:
         document = client.post(path_of("images", ref, "deny"), {"reason": reason})
+    _print_image(document, as_json=as_json)
+
+
+@image.command("undeny")
+@click.argument("ref", metavar="IMAGE")
+@click.option("--reason", required=True, help="For the audit log.")
+@json_option
+def undeny(*, ref: str, reason: str, as_json: bool) -> None:
+    """Take a denial back, where the endorser still lists the image: it is again what it was."""
+    with connected() as client:
+        document = client.post(path_of("images", ref, "undeny"), {"reason": reason})
     _print_image(document, as_json=as_json)
 
 
