@@ -32,7 +32,7 @@ from distrib.catalogue.versions import (
 )
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
-from distrib.db.models import AcceptedList, Alias, Image, ImageState
+from distrib.db.models import Alias, Image, ImageState
 from distrib.db.references import aliases_of, identifier_of, image_name
 from distrib.db.session import Database
 from distrib.errors import Conflict, DigestMismatch, Revoked, TrustRefused
@@ -138,8 +138,7 @@ class Approval:
             if row.state == ImageState.APPROVED:
                 return row
             _check_newest(session, row)
-            signed = session.get_one(AcceptedList, row.list_sha512)
-            if signed.expires <= now or (row.expires is not None and row.expires <= now):
+            if row.endorsed_until is not None and row.endorsed_until <= now:
                 raise TrustRefused(
                     f"image {name}: its entry or its list has expired",
                     hint="ask the endorser for a newer list, and add the image again",
@@ -224,7 +223,7 @@ class Approval:
 
 def _check_state(row: Image) -> None:
     name = image_name(row)
-    if row.state == ImageState.EXPECTED:
+    if row.state in {ImageState.ANNOUNCED, ImageState.EXPECTED}:
         raise Conflict(
             f"image {name}: its file has not come in yet",
             hint="distrib image add FILE --list LIST",

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
+from distrib.catalogue.acceptance import Acceptance
 from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.catalogue.denial import Denial
@@ -64,16 +65,16 @@ class Catalogue:
         store.prepare()
         quarantine = Quarantine(database=database, store=store, clock=clock)
         quarantine.recover()
+        acceptance = Acceptance(
+            store=store,
+            trust=lambda: load_trust_directory(endorser_trust),
+            clock=clock,
+            crls=crls,
+        )
         return cls(
             store=store,
             endorsers=Endorsers(database, clock=clock),
-            intake=Intake(
-                database=database,
-                store=store,
-                trust=lambda: load_trust_directory(endorser_trust),
-                clock=clock,
-                crls=crls,
-            ),
+            intake=Intake(database=database, acceptance=acceptance, clock=clock),
             quarantine=quarantine,
             approval=Approval(database=database, store=store, clock=clock, grace=grace),
             denial=Denial(database=database, store=store, clock=clock, grace=grace),

@@ -10,6 +10,7 @@ from distrib.db.models import Counter
 SITE_LIST_VERSION = "site-list-version"
 CATALOGUE_CHANGES = "catalogue-changes"
 CATALOGUE_PUBLISHED = "catalogue-published"
+LIST_ACCEPTANCES = "list-acceptances"
 ROLLOUT_NUMBER = "rollout-number"
 
 
