@@ -1,8 +1,12 @@
-"""A head of its own for each story: SQLite, catalogue, and the API over TLS on loopback."""
+"""A head of its own for each story: database, catalogue, and the API over TLS on loopback.
+
+Stories of the modules in ``BOTH`` are told twice: on SQLite and on PostgreSQL.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,42 @@ import pytest
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from distrib.db.session import sqlite_url
 from distrib.trust.names import slash_form
 from distrib.trust.testpki import Demo, create_demo
 from distrib.trust.testpki import Role as CertificateRole
+from tests.head.postgresql import Cluster, private_cluster
 from tests.head.stories import LIST, Endorser, Head, open_head, serve
+
+BOTH = {"test_database", "test_denial", "test_history", "test_intake", "test_site_list"}
+
+DatabaseUrl = Callable[[Path], str]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    name = metafunc.module.__name__.rpartition(".")[2]
+    if "database_url" not in metafunc.fixturenames:
+        return
+    one_file = metafunc.definition.get_closest_marker("sqlite_file") is not None
+    kinds = ["sqlite", "postgresql"] if name in BOTH and not one_file else ["sqlite"]
+    metafunc.parametrize("database_url", kinds, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Started for the first story that is told on PostgreSQL."""
+    with private_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest) -> DatabaseUrl:
+    """The URL of the database of a head over a directory; the same for the same directory."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return lambda directory: sqlite_url(directory / "distrib.db")
+    running: Cluster = request.getfixturevalue("cluster")
+    made: defaultdict[Path, str] = defaultdict(running.database)
+    return lambda directory: made[directory]
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +82,15 @@ def orders_key() -> Ed25519PrivateKey:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, pki: Demo, orders_key: Ed25519PrivateKey) -> Iterator[Any]:
+def opened(
+    tmp_path: Path, pki: Demo, orders_key: Ed25519PrivateKey, database_url: DatabaseUrl
+) -> Iterator[Any]:
     """Opens a head over a directory (``opened("name")``); closed when the story ends."""
     heads: list[Head] = []
 
     def open_one(name: str = "head") -> Head:
-        heads.append(open_head(tmp_path / name, pki, orders_key))
+        directory = tmp_path / name
+        heads.append(open_head(directory, pki, orders_key, url=database_url(directory)))
         return heads[-1]
 
     yield open_one

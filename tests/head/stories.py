@@ -206,11 +206,13 @@ class Head:
         return verify_site_list(message, trust=trust, now=self.clock()).require()
 
 
-def open_head(state_dir: Path, pki: Demo, orders_key: Ed25519PrivateKey) -> Head:
-    """A head over a state directory, new or not."""
+def open_head(
+    state_dir: Path, pki: Demo, orders_key: Ed25519PrivateKey, *, url: str | None = None
+) -> Head:
+    """A head over a state directory, new or not; ``url`` of its database, by default SQLite's."""
     state_dir.mkdir(exist_ok=True)
     clock = TickingClock()
-    database = Database(sqlite_url(state_dir / "distrib.db"))
+    database = Database(url or sqlite_url(state_dir / "distrib.db"))
     upgrade(database)
     certs = pki.site.directory / "certs"
     identity = SiteIdentity.load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,15 +14,15 @@ from sqlalchemy import text
 import distrib.db.intake_models  # noqa: F401 - its tables belong to Base.metadata
 from distrib.db.models import Base, Counter, Node
 from distrib.db.schema import schema_revision, upgrade
-from distrib.db.session import Database, sqlite_url
+from distrib.db.session import Database
 from distrib.errors import ConfigInvalid, Conflict
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def database(tmp_path: Path):
-    opened = Database(sqlite_url(tmp_path / "distrib.db"))
+def database(tmp_path: Path, database_url: Callable[[Path], str]) -> Iterator[Database]:
+    opened = Database(database_url(tmp_path))
     upgrade(opened)
     yield opened
     opened.close()

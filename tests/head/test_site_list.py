@@ -59,6 +59,7 @@ def test_its_version_rises_within_one_second_too(head: Head) -> None:
     assert head.site_list().version == str(versions[2])
 
 
+@pytest.mark.sqlite_file
 def test_its_version_never_goes_down_when_an_old_database_is_restored(
     opened: Callable[..., Head], head: Head
 ) -> None:
@@ -76,6 +77,7 @@ def test_its_version_never_goes_down_when_an_old_database_is_restored(
     assert restored.catalogue.publisher.publish(why="test").version > last
 
 
+@pytest.mark.sqlite_file
 def test_its_version_never_goes_down_though_the_clock_does(
     opened: Callable[..., Head], head: Head
 ) -> None:
