@@ -14,9 +14,10 @@ from agent.cache.cache import Cache
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.holders import current_boot_id
-from agent.cache.records import VolumeRecord
 from agent.cache.store import Store
+from agent.collecting import Collector
 from agent.launching import Launcher
+from agent.news import CacheNews
 from agent.operations import Operations
 from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
@@ -27,7 +28,8 @@ from agent.reporter import Reporter
 from agent.settings import AgentSettings
 from agent.socket.server import SocketServer
 from agent.systemd import notify, watchdog_interval_s
-from distrib.bus.messages import Caps, EventKind, ParentLost, Presence, State, encode
+from agent.upkeep import Resolve, Upkeep
+from distrib.bus.messages import Caps, ParentLost, Presence, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
 from distrib.command import product_version
@@ -40,13 +42,6 @@ from distrib.trust.directory import load_trust_directory
 log = structlog.get_logger(__name__)
 
 REAP_INTERVAL_S = 60.0
-
-_EVENTS = {
-    State.READY: EventKind.READY,
-    State.FAILED: EventKind.FAILED,
-    State.BLOCKED: EventKind.BLOCKED,
-    State.ABSENT: EventKind.EVICTED,
-}
 
 
 def utc_now() -> datetime:
@@ -65,7 +60,7 @@ class Agent:
         ]
         self._boot_id = current_boot_id()
         self._topics = Topics(settings.bus.prefix)
-        self._states: dict[str, State] = {}
+        self._news = CacheNews()
         self._torrent_topics: set[str] = set()
         self._sessions = self._make_sessions()
         self._authority = Authority(
@@ -81,9 +76,13 @@ class Agent:
             stores=self._make_stores(),
             clock=utc_now,
             low_watermark=settings.cache.low_watermark,
-            on_change=self._on_record,
+            high_watermark=settings.cache.high_watermark,
+            on_change=self._news.on_change,
+            before_evict=self._news.before_evict,
+            on_evict=self._news.on_evict,
         )
         self._torrents = TorrentFiles(settings.state_dir / "torrents")
+        self._resume = ResumeFiles(settings.state_dir / "resume", boot_id=self._boot_id)
         self._bus = Bus(
             settings.bus,
             client_id=settings.node,
@@ -110,7 +109,7 @@ class Agent:
                 cache=self._cache,
                 sessions=self._sessions,
                 torrents=self._torrents,
-                resume=ResumeFiles(settings.state_dir / "resume", boot_id=self._boot_id),
+                resume=self._resume,
                 on_parent_lost=self._on_parent_lost,
             ),
             self._authority,
@@ -121,13 +120,24 @@ class Agent:
             changed=self._reporter.changed,
             clock=utc_now,
         )
+        self._collector = Collector(
+            self._cache,
+            self._torrents,
+            self._resume,
+            wanted=self._wanted,
+            forget_torrent=self._forget_torrent,
+        )
         self._launcher = Launcher(settings, clock=utc_now)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._orders: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then end pulls and seeding, and say goodbye on the bus."""
-        self._loop = asyncio.get_running_loop()
+        self._news.begin(
+            self._reporter,
+            changed=self._collector.look,
+            served=self._puller.seeding,
+            let_go=self._puller.let_go,
+        )
         await asyncio.to_thread(self._authority.load)
         found = await asyncio.to_thread(self._cache.recover)
         for fault in found.corrupt:
@@ -138,8 +148,7 @@ class Agent:
             self._settings,
             authority=self._authority,
             cache=self._cache,
-            puller=self._puller,
-            torrents=self._torrents,
+            upkeep=self._upkeep,
             launcher=self._launcher,
             reporter=self._reporter,
             clock=utc_now,
@@ -171,6 +180,7 @@ class Agent:
                 group.create_task(self._puller.run(), name="puller"),
                 group.create_task(self._reporter.run(), name="reporter"),
                 group.create_task(self._reap(), name="reap leases"),
+                group.create_task(self._collector.run(), name="collector"),
                 group.create_task(self._watchdog(), name="watchdog"),
             ]
             try:
@@ -181,6 +191,15 @@ class Agent:
                 self._reporter.goodbye()
 
     # -- parts ----------------------------------------------------------------------------------
+
+    def _upkeep(self, resolve: Resolve) -> Upkeep:
+        return Upkeep(
+            cache=self._cache,
+            puller=self._puller,
+            torrents=self._torrents,
+            collector=self._collector,
+            resolve=resolve,
+        )
 
     def _make_sessions(self) -> dict[Backend, SwarmSession]:
         swarm = self._settings.swarm
@@ -221,6 +240,16 @@ class Agent:
         if infohash not in self._torrent_topics:
             self._torrent_topics.add(infohash)
             self._bus.subscribe(self._topics.torrent(infohash), self._on_torrent)
+
+    def _forget_torrent(self, infohash: str) -> None:
+        """Its retained message is heard again when it is wanted again."""
+        if infohash in self._torrent_topics:
+            self._torrent_topics.discard(infohash)
+            self._bus.unsubscribe(self._topics.torrent(infohash))
+
+    def _wanted(self) -> set[str] | None:
+        desired = self._authority.desired
+        return None if desired is None else {image.infohash for image in desired.images}
 
     # -- what arrives ---------------------------------------------------------------------------
 
@@ -265,24 +294,6 @@ class Agent:
         except DistribError as error:
             log.warning("refused", topic=topic, code=error.code, why=error.message)
             self._reporter.changed()
-
-    def _on_record(self, record: VolumeRecord) -> None:
-        """Called by the cache in whatever thread changed a record."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._tell_record, record)
-
-    def _tell_record(self, record: VolumeRecord) -> None:
-        kind = _EVENTS.get(record.state)
-        if kind is not None and self._states.get(record.infohash) != record.state:
-            self._reporter.event(
-                kind,
-                identifier=record.identifier,
-                version=record.version,
-                reason=record.reason,
-                text=record.text,
-            )
-        self._states[record.infohash] = record.state
-        self._reporter.changed()
 
     def _on_parent_lost(self, infohash: str, lost: ParentGone) -> None:
         self._reporter.request(

@@ -10,10 +10,10 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
@@ -28,13 +28,13 @@ from agent.cache.holders import (
 from agent.cache.leases import Lease
 from agent.cache.records import VolumeRecord
 from agent.launching import Job, Launcher
-from agent.pull.torrents import TorrentFiles
-from agent.puller import Puller
 from agent.reporter import Reporter
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller, owner_of_process
+from agent.socket.request import parse
 from agent.socket.server import Args, Operation, Send, Undoable
-from distrib.bus.messages import EventKind, State, describe
+from agent.upkeep import Resolve, Upkeep
+from distrib.bus.messages import EventKind
 from distrib.command import product_version
 from distrib.errors import (
     DistribError,
@@ -42,11 +42,9 @@ from distrib.errors import (
     MessageInvalid,
     NotFound,
     NotReady,
-    OperatorError,
     Revoked,
     SiteListStale,
 )
-from distrib.swarm.pieces import check_volume
 from distrib.trust.sitelist import ImageRef, SiteImage, parse_image_ref
 
 log = structlog.get_logger(__name__)
@@ -84,9 +82,6 @@ class _Launch(_Image):
     wall_limit_s: Annotated[float, Field(gt=0)] | None = None
 
 
-A = TypeVar("A", bound=_Args)
-
-
 class Operations:
     """The operations by name: ``table`` is what the socket serves."""
 
@@ -96,8 +91,7 @@ class Operations:
         *,
         authority: Authority,
         cache: Cache,
-        puller: Puller,
-        torrents: TorrentFiles,
+        upkeep: Callable[[Resolve], Upkeep],
         launcher: Launcher,
         reporter: Reporter,
         clock: Callable[[], datetime],
@@ -105,8 +99,6 @@ class Operations:
         self._settings = settings
         self._authority = authority
         self._cache = cache
-        self._puller = puller
-        self._torrents = torrents
         self._launcher = launcher
         self._reporter = reporter
         self._clock = clock
@@ -119,11 +111,11 @@ class Operations:
             "launch": self._launch,
             "pin": self._pin,
             "unpin": self._unpin,
-            "verify": self._verify,
+            **upkeep(self.resolve).table,
         }
 
     async def _status(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        _parse(_Args, args)
+        parse(_Args, args)
         site_list = self._authority.site_list
         return {
             "version": product_version(),
@@ -143,13 +135,13 @@ class Operations:
         return True
 
     async def _leases(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        _parse(_Args, args)
+        parse(_Args, args)
         held = await asyncio.to_thread(self._cache.leases)
         mine = [x for x in held if caller.admin or x.user == caller.user]
         return {"leases": [lease.as_dict() for lease in mine]}
 
     async def _lease(self, caller: Caller, args: Args, send: Send) -> Undoable:
-        request = _parse(_Lease, args)
+        request = parse(_Lease, args)
         holder = self._holder(caller, request.holder)
         self._check_limits(caller, request, holder)
         lease = await self._give(
@@ -163,7 +155,7 @@ class Operations:
         return Undoable(lease.as_dict(), lambda: self._give_up(lease))
 
     async def _release(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        wanted = _parse(_Release, args).lease
+        wanted = parse(_Release, args).lease
         held = await asyncio.to_thread(self._cache.leases)
         lease = next((x for x in held if x.lease == wanted), None)
         if lease is None or not (caller.admin or lease.user == caller.user):
@@ -172,7 +164,7 @@ class Operations:
         return {"released": lease.lease}
 
     async def _launch(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        request = _parse(_Launch, args)
+        request = parse(_Launch, args)
         try:
             script = base64.b64decode(request.script, validate=True)
         except binascii.Error:
@@ -204,46 +196,14 @@ class Operations:
 
     async def _set_pinned(self, caller: Caller, args: Args, *, pinned: bool) -> dict[str, object]:
         caller.require_admin("pin" if pinned else "unpin")
-        record, _ = await self._resolve(_parse(_Image, args).image)
+        record, _ = await self.resolve(parse(_Image, args).image)
         change = self._cache.pin if pinned else self._cache.unpin
         await asyncio.to_thread(change, record.infohash)
         return {"image": record.image, "pinned": pinned}
 
-    async def _verify(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        caller.require_admin("verify")
-        record, image = await self._resolve(_parse(_Image, args).image)
-        if record.state is not State.READY:
-            raise NotReady(f"image {record.image} is {record.state}", hint="wait until it is ready")
-        known = self._torrents.with_layers(image)
-        if known is None:
-            raise NotReady(f"image {record.image}: no piece hashes here", hint="pull it again")
-        info, torrent = known
-        volume = await asyncio.to_thread(self._cache.volume, record.infohash)
-
-        def bad_pieces() -> list[int]:
-            with volume.path.open("rb") as file:
-                found = check_volume(file.fileno(), torrent, info)
-                return [index for index, good in enumerate(found) if not good]
-
-        bad = await asyncio.to_thread(bad_pieces)
-        waits = False
-        if bad:
-            await self._puller.let_go(record.infohash)
-            marked = await asyncio.to_thread(
-                self._cache.mark_damaged, record.infohash, f"{len(bad)} bad pieces"
-            )
-            waits = marked.damaged
-            self._puller.wake()
-        return {
-            "image": record.image,
-            "good": not bad,
-            "bad_pieces": len(bad),
-            "waits_for_leases": waits,
-        }
-
     # -- parts ----------------------------------------------------------------------------------
 
-    async def _resolve(self, text: str) -> tuple[VolumeRecord, SiteImage]:
+    async def resolve(self, text: str) -> tuple[VolumeRecord, SiteImage]:
         """The record and the site's entry that IMAGE means on this node."""
         site_list = self._authority.site_list
         if site_list is None:
@@ -316,7 +276,7 @@ class Operations:
     async def _allowed(self, caller: Caller, image_ref: str) -> VolumeRecord:
         """The record that the caller may lease, as the site list says now."""
         self._authority.require_leasable()
-        record, image = await self._resolve(image_ref)
+        record, image = await self.resolve(image_ref)
         if not (caller.admin or image.admits(caller.user)):
             raise Forbidden(
                 f"image {record.image} is not for user {caller.user}",
@@ -369,7 +329,7 @@ class Operations:
         if given is None:
             return holder_of_pid(caller.pid)
         if given.get("kind") == "process" and set(given) == {"kind", "pid"}:
-            holder: Holder = holder_of_pid(_parse(_Pid, given).pid)
+            holder: Holder = holder_of_pid(parse(_Pid, given).pid)
         else:
             holder = parse_holder(given)
         if isinstance(holder, JobHolder):
@@ -386,12 +346,3 @@ def _withdrawn(record: VolumeRecord) -> Revoked:
         hint="use another image or version",
         image=record.image,
     )
-
-
-def _parse(model: type[A], args: Args) -> A:
-    try:
-        return model.model_validate(args)
-    except ValidationError as error:
-        raise OperatorError(
-            f"socket: {describe(error)}", hint="see docs/formats/socket.md"
-        ) from None

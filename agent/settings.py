@@ -29,6 +29,9 @@ class CacheSettings(Section):
     low_watermark: float = Field(
         0.8, gt=0, le=1, description="share of the quota that an eviction goes down to"
     )
+    high_watermark: float = Field(
+        0.95, gt=0, le=1, description="share of the quota above which is evicted unasked"
+    )
     devices: tuple[AbsolutePath, ...] = Field(
         (), description="block devices of the device store, one volume each"
     )

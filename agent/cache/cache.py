@@ -20,6 +20,8 @@ from threading import RLock
 from typing import Final
 
 from agent.cache import holders
+from agent.cache.eviction import Candidate, Eviction
+from agent.cache.findings import Sweeping
 from agent.cache.holders import Holder
 from agent.cache.leases import Lease
 from agent.cache.leasing import Leasing
@@ -49,19 +51,25 @@ class Cache:
         stores: Sequence[Store],
         clock: Callable[[], datetime],
         low_watermark: float = 0.8,
+        high_watermark: float = 1.0,
         is_alive: Callable[[Holder, datetime], bool] = holders.alive,
         on_change: Callable[[VolumeRecord], None] | None = None,
+        before_evict: Callable[[str], None] | None = None,
+        on_evict: Callable[[Eviction], None] | None = None,
     ) -> None:
         """``stores``: the first is where images go by default. ``clock`` gives aware times.
 
         ``on_change`` hears of each record that was saved, and of each that went (``absent``), in
-        the calling thread and under the lock: it may not block or call back."""
+        the calling thread and under the lock: it may not block or call back. Nor may ``on_evict``,
+        which hears of each volume that was evicted, and why. ``before_evict`` gets the info-hash
+        of one that is about to be, to close it: under the lock too, it may not call back."""
         self._stores: dict[str, Store] = {store.name: store for store in stores}
         self._default_store = stores[0].name
         self._ledger = Ledger(state_dir, clock, on_change)
         self._is_alive = is_alive
         self._lock = RLock()
-        self._room = Room(self._ledger, self._stores, low_watermark)
+        marks = (low_watermark, max(low_watermark, high_watermark))
+        self._room = Room(self._ledger, self._stores, marks, before_evict, on_evict)
         self._leasing = Leasing(self._ledger, self._stores, self._room, self._lock, is_alive)
         self._next_active: dict[str, str] = {}
 
@@ -147,7 +155,7 @@ class Cache:
                 self._room.desired.add(image.infohash)
             record = self._ledger.records.get(image.infohash)
             if record is not None and record.state is State.EVICTING:
-                self._room.evict(image.infohash)
+                self._room.evict(image.infohash, "asked")
                 record = None
             if record is None:
                 record = self._room.take(
@@ -255,7 +263,27 @@ class Cache:
             why = self._room.candidate(record).kept_because
             if why == "leased" or (why is not None and not force):
                 raise _kept(record, why)
-            self._room.evict(infohash)
+            self._room.evict(infohash, "asked")
+
+    def relieve(self) -> None:
+        """Evict above the high watermark down to the low one, before anybody asks."""
+        with self._lock:
+            self._room.relieve()
+
+    def collect(self, *, dry_run: bool = False) -> tuple[Candidate, ...]:
+        """Evict all that nobody needs: not leased, pinned, desired, active or being pulled.
+
+        Returns what went, or would go. What cannot be removed stays and is logged."""
+        with self._lock:
+            return self._room.collect(dry_run=dry_run)
+
+    def sweep(self, *, dry_run: bool = False) -> tuple[str, ...]:
+        """Remove what stores left in the kernel and no instance owns. Returns its names."""
+        with self._lock:
+            sweeping = [one for one in self._stores.values() if isinstance(one, Sweeping)]
+            return tuple(
+                name for one in sweeping for name in (one.leftovers() if dry_run else one.sweep())
+            )
 
     # Flags --------------------------------------------------------------------------------------
 

@@ -83,6 +83,11 @@ def sweep(directory: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def stems(directory: Path) -> frozenset[str]:
+    """What the files of a directory are named after: their names up to the first dot."""
+    return frozenset(file.name.partition(".")[0] for file in directory.iterdir()) - {""}
+
+
 def remove(path: Path) -> None:
     """Unlink ``path``; nothing when it is not there. Durable on return. Raises StorageFailed."""
     with storage_errors("removing", path):

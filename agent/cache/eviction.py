@@ -4,7 +4,8 @@ Never one that is leased, pinned, desired, active or being pulled. Of the others
 the blocked ones first (nobody can lease them), then the least recently leased; a volume that was
 never leased counts from the moment that it came into its state. Nothing is evicted while there is
 room, and nothing in vain; but once something must go, it goes down to the low watermark, so that
-the next image does not find the cache full again.
+the next image does not find the cache full again. Above the high watermark this is done before
+anybody asks (``choose_relief``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Candidate:
     desired: bool = False
     active: bool = False
     pulling: bool = False
+    image: str = ""
 
     @property
     def kept_because(self) -> str | None:
@@ -36,6 +39,22 @@ class Candidate:
             if getattr(self, why):
                 return why
         return None
+
+
+Why = Literal["room", "watermark", "collected", "asked"]
+
+
+@dataclass(frozen=True)
+class Eviction:
+    """A volume that went. ``why``: room was needed, use stood above the high watermark, it was
+    collected (`gc`), or its removal was asked for. ``beneficiary``: the image or lease that the
+    room was for, empty where it was for nobody in particular."""
+
+    infohash: str
+    image: str
+    size_bytes: int
+    why: Why
+    beneficiary: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,26 @@ def choose_victims(
         victims.append(one)
         left -= one.room_bytes
     return Choice(tuple(victims))
+
+
+def choose_relief(
+    candidates: Iterable[Candidate],
+    used_bytes: int,
+    capacity_bytes: int,
+    low_watermark: float,
+    high_watermark: float,
+) -> tuple[Candidate, ...]:
+    """What to evict before anybody asks: above ``high_watermark`` (a share of the capacity) down
+    to ``low_watermark``, as far as there is what may go."""
+    if used_bytes <= capacity_bytes * high_watermark:
+        return ()
+    victims: list[Candidate] = []
+    for one in order(candidates):
+        if used_bytes <= capacity_bytes * low_watermark:
+            break
+        victims.append(one)
+        used_bytes -= one.room_bytes
+    return tuple(victims)
 
 
 def describe_kept(candidates: Iterable[Candidate]) -> str:

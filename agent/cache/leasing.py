@@ -63,7 +63,9 @@ class Leasing:
             store, volume = self._stores[record.store], self._room.volume(record)
             assert volume is not None  # noqa: S101 - it is leasable
             if not store.volume_per_device:
-                self._room.make(store, cow_bytes + scratch_bytes, keep=infohash)
+                need_bytes = cow_bytes + scratch_bytes
+                whose = f"a lease of {record.image} by {user}"
+                self._room.make(store, need_bytes, beneficiary=whose, keep=infohash)
             lease = Lease(
                 lease=new_lease_id(),
                 infohash=infohash,

@@ -100,13 +100,17 @@ class Ledger:
         """Take a record to ``failed`` for what an error says."""
         return self.fail(record, _reason(error), error.message)
 
-    def forget(self, infohash: str) -> None:
-        """Delete a record, or what is left of one that could not be read."""
+    def forget(self, infohash: str, text: str = "") -> None:
+        """Delete a record, or what is left of one that could not be read; ``text``: why."""
         self._record_files.delete(infohash)
         record = self.records.pop(infohash, None)
         if record is not None:
             gone = replace(
-                record, state=State.ABSENT, since=self.now(), reason=NodeReason.EVICTED, text=""
+                record,
+                state=State.ABSENT,
+                since=self.now(),
+                reason=NodeReason.EVICTED,
+                text=text[:TEXT_MAX],
             )
             self._announce(gone)
 

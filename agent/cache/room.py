@@ -6,17 +6,29 @@ victims.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from agent.cache.eviction import Candidate, choose_victims, describe_kept, order
+import structlog
+
+from agent.cache.eviction import (
+    Candidate,
+    Eviction,
+    Why,
+    choose_relief,
+    choose_victims,
+    describe_kept,
+    order,
+)
 from agent.cache.ledger import Ledger
 from agent.cache.records import UNDER_WAY, VolumeRecord
 from agent.cache.store import Store, Volume
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import Conflict, NoSpace, StorageFailed, TargetTooSmall
+
+log = structlog.get_logger(__name__)
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -28,10 +40,21 @@ class Room:
     volume counts as desired. ``unknown``: volumes whose records could not be read, and the stores
     that hold them; of use to nobody, they go first."""
 
-    def __init__(self, ledger: Ledger, stores: Mapping[str, Store], low_watermark: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        stores: Mapping[str, Store],
+        watermarks: tuple[float, float],
+        before_evict: Callable[[str], None] | None = None,
+        on_evict: Callable[[Eviction], None] | None = None,
+    ) -> None:
+        """``watermarks``: low and high, shares of a store's capacity. ``before_evict`` gets the
+        info-hash while the volume is there still, ``on_evict`` hears of what went."""
         self._ledger = ledger
         self._stores = stores
-        self._low_watermark = low_watermark
+        self._low_watermark, self._high_watermark = watermarks
+        self._before_evict = before_evict
+        self._on_evict = on_evict
         self.desired: set[str] | None = None
         self.unknown: dict[str, Store] = {}
 
@@ -40,9 +63,44 @@ class Room:
         volumes = self._stores[record.store].volumes()
         return next((one for one in volumes if one.infohash == record.infohash), None)
 
-    def make(self, store: Store, need_bytes: int, *, keep: str | None = None) -> None:
+    def make(
+        self, store: Store, need_bytes: int, *, beneficiary: str, keep: str | None = None
+    ) -> None:
         """Evict until ``need_bytes`` more fit; never ``keep``. Raises NoSpace, TargetTooSmall,
         StorageFailed."""
+        candidates = self._candidates(store, keep)
+        for infohash in plan_room(store, need_bytes, candidates, self._low_watermark):
+            self.evict(infohash, "room", beneficiary)
+
+    def relieve(self) -> None:
+        """Evict above the high watermark, before anybody asks. A store of whole devices has none:
+        all its devices taken is how it should be. Raises StorageFailed."""
+        for store in self._stores.values():
+            if store.volume_per_device:
+                continue
+            space = store.space()
+            for one in choose_relief(
+                self._candidates(store),
+                space.used_bytes,
+                space.capacity_bytes,
+                self._low_watermark,
+                self._high_watermark,
+            ):
+                self.evict(one.infohash, "watermark")
+
+    def collect(self, *, dry_run: bool) -> tuple[Candidate, ...]:
+        """Evict all that nobody needs, in all stores. Returns what went, or would go."""
+        gone: list[Candidate] = []
+        for one in order(c for store in self._stores.values() for c in self._candidates(store)):
+            try:
+                if not dry_run:
+                    self.evict(one.infohash, "collected")
+                gone.append(one)
+            except (Conflict, StorageFailed) as error:
+                log.warning("not-collected", infohash=one.infohash, why=error.message)
+        return tuple(gone)
+
+    def _candidates(self, store: Store, keep: str | None = None) -> list[Candidate]:
         candidates: list[Candidate] = []
         for volume in store.volumes():
             record = self._ledger.records.get(volume.infohash)
@@ -52,8 +110,7 @@ class Room:
                 candidates.append(self._stray(store, volume))
             elif record.store == store.name:
                 candidates.append(self.candidate(record))
-        for infohash in plan_room(store, need_bytes, candidates, self._low_watermark):
-            self.evict(infohash)
+        return candidates
 
     def take(self, record: VolumeRecord) -> VolumeRecord:
         """From absent or failed: take the room, or go on with the bytes that are there.
@@ -72,7 +129,7 @@ class Room:
         )
         try:
             if there is None:
-                self.make(store, record.size_bytes)
+                self.make(store, record.size_bytes, beneficiary=record.image)
             if record.state is State.ABSENT or fresh:
                 record = self._ledger.move(record, State.RESERVED)
                 self.unknown.pop(infohash, None)
@@ -100,9 +157,10 @@ class Room:
             desired=self.desired is None or record.infohash in self.desired,
             active=record.active and not unusable,
             pulling=record.state in UNDER_WAY,
+            image=record.image,
         )
 
-    def evict(self, infohash: str) -> None:
+    def evict(self, infohash: str, why: Why, beneficiary: str = "") -> None:
         """Remove a volume and its record; again after a crash or a fault in the middle.
 
         Raises Conflict while an instance stands on it, StorageFailed."""
@@ -110,11 +168,19 @@ class Room:
         store = self.unknown[infohash] if record is None else self._stores[record.store]
         if record is not None and record.state is not State.EVICTING:
             self._ledger.move(record, State.EVICTING)
+        size_bytes = 0
         for volume in store.volumes():
             if volume.infohash == infohash:
+                size_bytes = volume.size_bytes
+                if self._before_evict is not None:
+                    self._before_evict(infohash)
                 store.remove(volume)
-        self._ledger.forget(infohash)
+        text = f"{why}: for {beneficiary}" if beneficiary else why
+        self._ledger.forget(infohash, text)
         self.unknown.pop(infohash, None)
+        if self._on_evict is not None:
+            image = record.image if record else ""
+            self._on_evict(Eviction(infohash, image, size_bytes, why, beneficiary))
 
     def _stray(self, store: Store, volume: Volume) -> Candidate:
         leased = any(one.infohash == volume.infohash for one in store.instances())

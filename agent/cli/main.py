@@ -27,7 +27,8 @@ class Commands(LazyGroup):
         "launch": Lazy("agent.cli.launch", "launch", "Boot an image and run a job in it."),
         "pin": Lazy("agent.cli.leases", "pin", "Keep an image, whatever room is needed."),
         "unpin": Lazy("agent.cli.leases", "unpin", "Let an image go when room is needed."),
-        "verify": Lazy("agent.cli.status", "verify", "Read an image again, compare every piece."),
+        "verify": Lazy("agent.cli.upkeep", "verify", "Read an image again, compare every piece."),
+        "gc": Lazy("agent.cli.upkeep", "gc", "Remove all that nobody needs."),
     }
 
 

@@ -1,4 +1,4 @@
-"""``distrib-agent status`` and ``verify``."""
+"""``distrib-agent status``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 import click
 
 from agent.socket.client import ask
-from distrib.errors import ImageError
 from distrib.printable import printable
-
-VERIFY_LIMIT_S = 3600.0
 
 
 @click.command()
@@ -34,26 +31,6 @@ def status(socket: Path, as_json: bool) -> None:
     )
     for image in report["images"]:
         click.echo(_line(image))
-
-
-@click.command()
-@click.argument("image")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
-@click.pass_obj
-def verify(socket: Path, image: str, as_json: bool) -> None:
-    """Read IMAGE from the disk again and compare every piece; bad ones are fetched again."""
-    answer = ask(socket, "verify", image=image, timeout_s=VERIFY_LIMIT_S)
-    if as_json:
-        click.echo(json.dumps(answer, indent=2))
-    waits = answer.get("waits_for_leases", False)
-    if not answer["good"]:
-        when = "once its leases end; until then it is not leased" if waits else "now"
-        raise ImageError(
-            f"image {answer['image']}: {answer['bad_pieces']} pieces are bad on this disk",
-            hint=f"they are fetched again {when}; see `distrib-agent status`, and look at the disk",
-        )
-    if not as_json:
-        click.echo(f"{answer['image']}: every piece is good")
 
 
 def _line(image: dict[str, Any]) -> str:

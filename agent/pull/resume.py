@@ -61,6 +61,15 @@ class ResumeFiles:
         durable.remove(self._boot_path(infohash))
         durable.remove(self._path(infohash))
 
+    def known(self) -> frozenset[str]:
+        """The info-hashes that there are files of."""
+        return durable.stems(self._directory)
+
+    def files(self, infohash: str) -> tuple[Path, ...]:
+        """The files of an info-hash that are there."""
+        both = (self._boot_path(infohash), self._path(infohash))
+        return tuple(file for file in both if file.exists())
+
     def _path(self, infohash: str) -> Path:
         return self._directory / f"{infohash}.json"
 

@@ -57,6 +57,20 @@ class TorrentFiles:
             return None
         return info, torrent
 
+    def known(self) -> frozenset[str]:
+        """The info-hashes that there are files of."""
+        return durable.stems(self._directory)
+
+    def files(self, infohash: str) -> tuple[Path, ...]:
+        """The files of an info-hash that are there."""
+        both = (self._info(infohash), self._torrent(infohash))
+        return tuple(file for file in both if file.exists())
+
+    def discard(self, infohash: str) -> None:
+        """Forget a torrent. Raises StorageFailed."""
+        for file in self.files(infohash):
+            durable.remove(file)
+
     def _info(self, infohash: str) -> Path:
         return self._directory / f"{infohash}.info"
 

@@ -23,6 +23,7 @@ from agent.pull.torrents import TorrentFiles
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller
 from agent.socket.server import Send, Undoable
+from agent.upkeep import Upkeep
 from distrib.errors import Forbidden, OperatorError, Revoked
 from tests.trust.conftest import NOW, World, world
 
@@ -80,8 +81,13 @@ class Place:
             settings,
             authority=self.authority,
             cache=self.cache,
-            puller=cast(Any, None),
-            torrents=TorrentFiles(root / "torrents"),
+            upkeep=lambda resolve: Upkeep(
+                cache=self.cache,
+                puller=cast(Any, None),
+                torrents=TorrentFiles(root / "torrents"),
+                collector=cast(Any, None),
+                resolve=resolve,
+            ),
             launcher=cast(Any, None),
             reporter=cast(Any, Listener()),
             clock=lambda: NOW,

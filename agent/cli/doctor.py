@@ -1,0 +1,1 @@
+"""``distrib-agent doctor``."""

@@ -1,0 +1,124 @@
+"""What an administrator may ask about the cache as a whole: `verify` and `gc`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.cache.cache import Cache
+from agent.cache.records import VolumeRecord
+from agent.collecting import Collector
+from agent.pull.torrents import TorrentFiles
+from agent.puller import Puller
+from agent.socket.caller import Caller
+from agent.socket.request import parse
+from agent.socket.server import Args, Operation, Send
+from distrib.bus.messages import State
+from distrib.errors import NotReady
+from distrib.swarm.pieces import check_volume
+from distrib.trust.sitelist import SiteImage
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_INTERVAL_S = 0.5
+
+Resolve = Callable[[str], Awaitable[tuple[VolumeRecord, SiteImage]]]
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Verify(_Args):
+    image: Annotated[str, Field(max_length=200)]
+
+
+class _Collect(_Args):
+    dry_run: bool = False
+
+
+class Upkeep:
+    """The operations by name: ``table`` is what the socket serves. ``resolve``: what IMAGE means
+    on this node."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        puller: Puller,
+        torrents: TorrentFiles,
+        collector: Collector,
+        resolve: Resolve,
+    ) -> None:
+        self._cache = cache
+        self._puller = puller
+        self._torrents = torrents
+        self._collector = collector
+        self._resolve = resolve
+        self.table: Mapping[str, Operation] = {"verify": self._verify, "gc": self._collect}
+
+    async def _collect(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        caller.require_admin("gc")
+        return await self._collector.collect(dry_run=parse(_Collect, args).dry_run)
+
+    async def _verify(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        caller.require_admin("verify")
+        record, image = await self._resolve(parse(_Verify, args).image)
+        if record.state is not State.READY:
+            raise NotReady(f"image {record.image} is {record.state}", hint="wait until it is ready")
+        bad = await self._bad_pieces(record, image, send)
+        waits = False
+        if bad:
+            log.warning("volume-damaged", image=record.image, bad_pieces=len(bad), first=bad[0])
+            await self._puller.let_go(record.infohash)
+            marked = await asyncio.to_thread(
+                self._cache.mark_damaged, record.infohash, f"{len(bad)} bad pieces"
+            )
+            waits = marked.damaged
+            self._puller.wake()
+        return {
+            "image": record.image,
+            "good": not bad,
+            "bad_pieces": len(bad),
+            "waits_for_leases": waits,
+        }
+
+    async def _bad_pieces(self, record: VolumeRecord, image: SiteImage, send: Send) -> list[int]:
+        """Read all of a volume again, from the disk; say how far it is."""
+        known = self._torrents.with_layers(image)
+        if known is None:
+            raise NotReady(f"image {record.image}: no piece hashes here", hint="pull it again")
+        info, torrent = known
+        volume = await asyncio.to_thread(self._cache.volume, record.infohash)
+        done = [0]
+        stop = threading.Event()
+
+        def read() -> list[int]:
+            bad = []
+            with volume.path.open("rb") as file:
+                # The page cache may hold what the disk does not.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                for index, good in enumerate(check_volume(file.fileno(), torrent, info)):
+                    if stop.is_set():
+                        break
+                    if not good:
+                        bad.append(index)
+                    done[0] = index + 1
+            return bad
+
+        reading = asyncio.create_task(asyncio.to_thread(read), name=f"verify {record.image}")
+        try:
+            while not reading.done():
+                await asyncio.wait({reading}, timeout=PROGRESS_INTERVAL_S)
+                line = {"image": record.image, "pieces_done": done[0], "pieces": info.pieces}
+                await send(line)
+            return await reading
+        finally:
+            stop.set()  # the caller may have gone
+            await asyncio.gather(reading, return_exceptions=True)
