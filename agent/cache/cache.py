@@ -12,7 +12,8 @@ probing holders, making instances) is done without the lock, and the state is lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,6 +108,19 @@ class Cache:
             if found is None:
                 raise NotFound(f"volume {infohash} is not there", hint="see the agent's log")
             return found
+
+    @contextmanager
+    def holding(self, infohash: str) -> Iterator[Volume]:
+        """A ``ready`` volume that is not removed meanwhile. Raises NotFound, Conflict."""
+        with self._lock:
+            self._ledger.in_state(infohash, State.READY)
+            volume = self.volume(infohash)
+            self._room.held[infohash] += 1
+        try:
+            yield volume
+        finally:
+            with self._lock:
+                self._room.held[infohash] -= 1
 
     def store_of(self, infohash: str) -> Store:
         with self._lock:
@@ -256,12 +270,12 @@ class Cache:
             return self._leasing.mark_damaged(record, "bad pieces") if record.damaged else record
 
     def evict(self, infohash: str, *, force: bool = False) -> None:
-        """Remove a volume. Raises Conflict while it is leased; and, without ``force``, while it is
-        pinned, desired, active or being pulled."""
+        """Remove a volume. Raises Conflict while it is leased or held; and, without ``force``,
+        while it is pinned, desired, active or being pulled."""
         with self._lock:
             record = self._ledger.known(infohash)
             why = self._room.candidate(record).kept_because
-            if why == "leased" or (why is not None and not force):
+            if why in ("leased", "held") or (why is not None and not force):
                 raise _kept(record, why)
             self._room.evict(infohash, "asked")
 

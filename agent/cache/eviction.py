@@ -1,6 +1,6 @@
 """Which volumes go when room is needed: a pure policy.
 
-Never one that is leased, pinned, desired, active or being pulled. Of the others the failed and
+Never one that is leased, held, pinned, desired, active or being pulled. Of the others the failed and
 the blocked ones first (nobody can lease them), then the least recently leased; a volume that was
 never leased counts from the moment that it came into its state. Nothing is evicted while there is
 room, and nothing in vain; but once something must go, it goes down to the low watermark, so that
@@ -19,13 +19,14 @@ from typing import Literal
 @dataclass(frozen=True)
 class Candidate:
     """A volume as the policy sees it. ``unusable``: failed or blocked. ``used_at``: last leased,
-    or in its state since."""
+    or in its state since. ``held``: a newer version is being copied from it."""
 
     infohash: str
     room_bytes: int
     used_at: datetime
     unusable: bool = False
     leased: bool = False
+    held: bool = False
     pinned: bool = False
     desired: bool = False
     active: bool = False
@@ -35,7 +36,7 @@ class Candidate:
     @property
     def kept_because(self) -> str | None:
         """Why it may not be evicted; None when it may."""
-        for why in ("leased", "pulling", "pinned", "active", "desired"):
+        for why in ("leased", "held", "pulling", "pinned", "active", "desired"):
             if getattr(self, why):
                 return why
         return None

@@ -6,6 +6,7 @@ victims.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ class Room:
 
     ``desired``: the info-hashes that the site wants; None while that is not known, and then every
     volume counts as desired. ``unknown``: volumes whose records could not be read, and the stores
-    that hold them; of use to nobody, they go first."""
+    that hold them; of use to nobody, they go first. ``held``: how many copy from a volume."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Room:
         self._on_evict = on_evict
         self.desired: set[str] | None = None
         self.unknown: dict[str, Store] = {}
+        self.held: Counter[str] = Counter()
 
     def volume(self, record: VolumeRecord) -> Volume | None:
         """The volume of a record; None when there is none."""
@@ -153,6 +155,7 @@ class Room:
             used_at=record.last_leased or record.since,
             unusable=unusable,
             leased=bool(self._ledger.leases_of(record.infohash)),
+            held=self.held[record.infohash] > 0,
             pinned=record.pinned,
             desired=self.desired is None or record.infohash in self.desired,
             active=record.active and not unusable,
