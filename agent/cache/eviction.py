@@ -1,9 +1,9 @@
 """Which volumes go when room is needed: a pure policy.
 
-Never one that is leased, held, pinned, desired, active or being pulled. Of the others the failed and
-the blocked ones first (nobody can lease them), then the least recently leased; a volume that was
-never leased counts from the moment that it came into its state. Nothing is evicted while there is
-room, and nothing in vain; but once something must go, it goes down to the low watermark, so that
+Never one that is leased, held, pinned, desired, active or being pulled. Of the others the failed
+and the blocked ones first (nobody can lease them), then the least recently leased; a volume that
+was never leased counts from the moment that it came into its state. Nothing is evicted while there
+is room, and nothing in vain; but once something must go, it goes down to the low watermark, so that
 the next image does not find the cache full again. Above the high watermark this is done before
 anybody asks (``choose_relief``).
 """
