@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 
 import structlog
@@ -14,6 +14,7 @@ from agent.cache.cache import Cache
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.holders import current_boot_id
+from agent.cache.leases import Lease
 from agent.cache.store import Store
 from agent.collecting import Collector
 from agent.launching import Launcher
@@ -61,6 +62,7 @@ class Agent:
         self._boot_id = current_boot_id()
         self._topics = Topics(settings.bus.prefix)
         self._news = CacheNews()
+        self._overran: set[str] = set()
         self._torrent_topics: set[str] = set()
         self._sessions = self._make_sessions()
         self._authority = Authority(
@@ -318,12 +320,24 @@ class Agent:
             for lease in await asyncio.to_thread(self._cache.reap_dead_leases):
                 log.info("lease-reaped", lease=lease.lease, image=lease.image, user=lease.user)
                 self._reporter.changed()
-            keep = {lease.lease for lease in await asyncio.to_thread(self._cache.leases)}
+            held = {lease.lease: lease for lease in await asyncio.to_thread(self._cache.leases)}
+            keep = held.keys() - await self._overrun(held)
             try:
-                await self._launcher.end_orphans(keep)
+                await self._launcher.end_orphans(set(keep))
             except DistribError as error:
                 log.warning("orphans-not-checked", code=error.code, why=error.message)
             await asyncio.sleep(REAP_INTERVAL_S)
+
+    async def _overrun(self, held: Mapping[str, Lease]) -> set[str]:
+        """Tell once of each instance that has outgrown its room; the leases whose instances have
+        outgrown what the site allows at all: their guests are ended."""
+        limit = self._settings.cache.max_cow_bytes
+        fills = [one for one in await asyncio.to_thread(self._cache.fills) if one.lease in held]
+        over = {one.lease: one for one in fills if one.overrun}
+        for lease in over.keys() - self._overran:
+            self._news.tell_overrun(held[lease], over[lease])
+        self._overran = set(over)
+        return {key for key, one in over.items() if one.used_bytes > max(limit, one.cow_bytes)}
 
     async def _watchdog(self) -> None:
         interval_s = watchdog_interval_s()

@@ -62,6 +62,7 @@ class _Lease(_Image):
     holder: dict[str, Any] | None = None
     cow_bytes: Annotated[int, Field(gt=0)] | None = None
     scratch_bytes: Annotated[int, Field(ge=0)] = 0
+    block: bool | None = None
 
 
 class _Pid(_Args):
@@ -151,6 +152,7 @@ class Operations:
             cow_bytes=request.cow_bytes,
             scratch_bytes=request.scratch_bytes,
             owner_uid=None if caller.admin else caller.uid,
+            block=request.block,
         )
         return Undoable(lease.as_dict(), lambda: self._give_up(lease))
 
@@ -240,6 +242,7 @@ class Operations:
         cow_bytes: int | None = None,
         scratch_bytes: int = 0,
         owner_uid: int | None = None,
+        block: bool | None = None,
     ) -> Lease:
         # One at a time of each user: parallel requests count each other.
         async with self._giving[caller.user]:
@@ -260,6 +263,7 @@ class Operations:
                     cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
                     scratch_bytes=scratch_bytes,
                     owner_uid=owner_uid,
+                    block=self._settings.cache.expose == "loop" if block is None else block,
                 )
             )
             try:

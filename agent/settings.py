@@ -38,8 +38,16 @@ class CacheSettings(Section):
     cow_bytes: int = Field(
         2 * GIB, ge=0, description="room that a job's instance may fill, unless it asks for other"
     )
+    expose: Literal["file", "loop"] = Field(
+        "file",
+        description='instances of stores with files: "file", or "loop" for a block device with'
+        " direct I/O, unless a job asks for the other",
+    )
     max_cow_bytes: int = Field(
-        16 * GIB, ge=0, description="most room that an ordinary user may ask for an instance"
+        16 * GIB,
+        ge=0,
+        description="most room that an ordinary user may ask for an instance; a guest of the agent"
+        " that has written more is ended",
     )
     max_scratch_bytes: int = Field(
         64 * GIB, ge=0, description="most scratch room that an ordinary user may ask for"

@@ -22,6 +22,7 @@ from typing import Final
 
 from agent.cache import holders
 from agent.cache.eviction import Candidate, Eviction
+from agent.cache.fill import Fill, Filling
 from agent.cache.findings import Sweeping
 from agent.cache.holders import Holder
 from agent.cache.leases import Lease
@@ -331,9 +332,10 @@ class Cache:
         cow_bytes: int,
         scratch_bytes: int = 0,
         owner_uid: int | None = None,
+        block: bool = False,
     ) -> Lease:
         """A writable instance for a job, which lives as long as ``holder``; its files belong to
-        ``owner_uid``, if given.
+        ``owner_uid``, if given. ``block``: as a block device, also where the store has files.
 
         Raises NotFound, NotReady, Revoked, NoSpace, StorageFailed or ToolMissing."""
         return self._leasing.lease(
@@ -343,7 +345,13 @@ class Cache:
             cow_bytes=cow_bytes,
             scratch_bytes=scratch_bytes,
             owner_uid=owner_uid,
+            block=block,
         )
+
+    def fills(self) -> tuple[Fill, ...]:
+        """How full the instances are, where the store knows."""
+        stores = tuple(self._stores.values())
+        return tuple(fill for one in stores if isinstance(one, Filling) for fill in one.fills())
 
     def release(self, lease: str) -> Lease:
         """End a lease and remove its instance (in a later round of ``reap_dead_leases`` where

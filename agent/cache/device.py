@@ -31,8 +31,9 @@ from agent.cache import blockdev, durable
 from agent.cache.file import read_ends
 from agent.cache.holders import current_boot_id
 from agent.cache.homes import HomeStore
-from agent.cache.instances import Instances, free_on_disk_bytes, full_disk
+from agent.cache.instances import Instances
 from agent.cache.pool import DevicePool, sample
+from agent.cache.roots import free_on_disk_bytes, full_disk
 from agent.cache.store import Space, Volume, WriteTarget
 from distrib.errors import Conflict, NoSpace, NotFound, StorageFailed
 from distrib.swarm import IMAGE_FILE

@@ -27,7 +27,8 @@ from typing import Final
 
 from agent.cache import durable
 from agent.cache.homes import HomeStore
-from agent.cache.instances import Instances, allocate, free_on_disk_bytes, full_disk
+from agent.cache.instances import Instances
+from agent.cache.roots import allocate, free_on_disk_bytes, full_disk
 from agent.cache.store import Space, Volume, WriteTarget
 from distrib.errors import Conflict, NoSpace, StorageFailed
 from distrib.swarm import IMAGE_FILE

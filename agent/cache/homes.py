@@ -16,6 +16,7 @@ from threading import RLock
 from typing import Final
 
 from agent.cache import durable
+from agent.cache.fill import Fill
 from agent.cache.instances import Instances
 from agent.cache.store import Instance, Volume
 from distrib.errors import Conflict, NotFound
@@ -73,6 +74,28 @@ class HomeStore(ABC):
             scratch_bytes=scratch_bytes,
             check_room=self._check_instance_room,
         )
+
+    def make_block_instance(
+        self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
+    ) -> Instance:
+        """As ``make_instance``, and as a block device: a loop device with direct I/O."""
+        return self._instances.make(
+            self._existing(volume.infohash),
+            lease,
+            cow_bytes=cow_bytes,
+            scratch_bytes=scratch_bytes,
+            check_room=self._check_instance_room,
+            block=True,
+        )
+
+    def fills(self) -> tuple[Fill, ...]:
+        return self._instances.fills()
+
+    def leftovers(self) -> tuple[str, ...]:
+        return self._instances.leftovers()
+
+    def sweep(self) -> tuple[str, ...]:
+        return self._instances.sweep()
 
     def instances(self) -> tuple[Instance, ...]:
         return self._instances.all()

@@ -3,35 +3,40 @@
 ``root.raw`` is a reflink copy where the file system can make one, else ``root.qcow2`` an overlay
 over the volume; ``scratch.raw`` an allocated raw file; ``instance.json`` what was reserved. A
 directory is filled under the name ``<lease>.new`` and renamed: an instance is whole or not there.
+
+As a block device, where one is asked for, ``root.raw`` is attached to a loop device with direct
+I/O, and ``root.block`` is the link to it that stays the same when it has to be attached again.
+Where the file system makes no reflink copies it is then a whole copy, allocated and counted so.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
 import stat
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
-from typing import Final, Literal
+from typing import Any, Final
 
-from agent.cache import durable
+import structlog
+
+from agent.cache import durable, extents, loops, roots
+from agent.cache.fill import Fill
+from agent.cache.roots import SECTOR_BYTES, allocate
 from agent.cache.store import Instance, Volume
-from distrib.errors import Conflict, NoSpace, StorageFailed, ToolMissing
+from distrib.errors import Conflict, DistribError, StorageFailed
 
-_FICLONE: Final = 0x40049409  # linux/fs.h
-_CANNOT_REFLINK: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
-)
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+log = structlog.get_logger(__name__)
+
 _LEASE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_SECTOR_BYTES: Final = 512
 _DESCRIPTION: Final = "instance.json"
+_RAW: Final = "root.raw"
+_OVERLAY: Final = "root.qcow2"
+_BLOCK: Final = "root.block"
+_SCRATCH: Final = "scratch.raw"
 
 
 @dataclass(frozen=True)
@@ -41,50 +46,12 @@ class _Described:
     scratch_bytes: int
 
 
-def allocate(path: Path, size_bytes: int, *, mode: int) -> None:
-    """Make a file of ``size_bytes`` with all its blocks allocated, durably.
-
-    Raises NoSpace, and leaves no file, when the file system has not the room. Wants a file system
-    that has fallocate (ext4, XFS, Btrfs, tmpfs): the C library's stand-in writes to every block.
-    """
-    with durable.storage_errors("allocating", path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(fd, mode)
-            os.posix_fallocate(fd, 0, size_bytes)
-            os.fsync(fd)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            if error.errno in NO_ROOM:
-                raise full_disk(path.parent, size_bytes) from error
-            raise
-        finally:
-            os.close(fd)
-
-
-def free_on_disk_bytes(path: Path) -> int:
-    """What the file system of ``path`` has left for anybody."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
-def full_disk(path: Path, need_bytes: int) -> NoSpace:
-    """NoSpace for a file system that others have filled."""
-    free_bytes = free_on_disk_bytes(path)
-    return NoSpace(
-        f"{need_bytes} bytes are needed, the file system of {path} has {free_bytes} left",
-        hint="free space on that file system; something else than the cache fills it",
-        path=str(path),
-        need_bytes=need_bytes,
-        free_bytes=free_bytes,
-    )
-
-
 def give_to(instance: Instance, uid: int) -> None:
     """Give an instance's files to a user, who alone may open them. Raises StorageFailed."""
     with durable.storage_errors("giving away", instance.path):
         for path in filter(None, (instance.path, instance.scratch)):
-            os.chown(path, uid, -1, follow_symlinks=False)
+            # Only a block device is named by a link, and by one of our own making.
+            os.chown(path, uid, -1, follow_symlinks=instance.block)
             path.chmod(0o600)
         for home in (instance.path.parent, instance.path.parent.parent):
             home.chmod(stat.S_IMODE(home.stat().st_mode) | 0o111)
@@ -105,6 +72,8 @@ class Instances:
         durable.make_directory(root)
         for leftover in [*root.glob("*.new"), *root.glob("*.gone")]:
             durable.remove_directory(leftover)
+        self.sweep()
+        self._attach_again()
 
     @property
     def root(self) -> Path:
@@ -118,42 +87,52 @@ class Instances:
         cow_bytes: int,
         scratch_bytes: int,
         check_room: Callable[[int], None],
+        block: bool = False,
     ) -> Instance:
         """Make an instance; the same one when the lease has it. It counts from ``check_room`` on.
+        ``block``: as a block device.
 
         Raises Conflict, NoSpace, StorageFailed or ToolMissing, and then leaves nothing behind."""
         home = self._home(lease)
+        planned = _Described(
+            Instance(lease, volume.infohash, home / _RAW, "raw", block, None),
+            cow_bytes,
+            scratch_bytes,
+        )
         with self._lock:
             there = self._there(home, volume)
             if there is not None:
                 return there
             check_room(cow_bytes + scratch_bytes)
-            planned = Instance(lease, volume.infohash, home / "root.raw", "raw", False, None)
-            self._making[lease] = _Described(planned, cow_bytes, scratch_bytes)
+            self._making[lease] = planned
         new = home.with_name(f"{lease}.new")
         try:
             for leftover in (new, home):  # a directory without a description is half removed
                 durable.remove_directory(leftover)
             durable.make_directory(new)
             try:
-                self._fill(new, volume, lease, cow_bytes, scratch_bytes)
+                made = self._fill(new, volume, planned, check_room)
                 with durable.storage_errors("naming", home):
                     new.rename(home)
                     durable.fsync_directory(self._root)
+                if block:
+                    self._attach(home)
             except BaseException:
                 durable.remove_directory(new)
+                with self._lock:
+                    self.drop(lease)
                 raise
         finally:
             with self._lock:
                 del self._making[lease]
-        made = self._read(home)
-        if made is None:
+        found = self._read(home)
+        if found is None or found.instance.format != made.instance.format:
             raise StorageFailed(
                 f"{home} was made and cannot be read back",
                 hint="look at the health of the disk",
                 path=str(home),
             )
-        return made.instance
+        return found.instance
 
     def _there(self, home: Path, volume: Volume) -> Instance | None:
         """The lease's instance, if it has one. Raises Conflict when none can be made."""
@@ -175,20 +154,42 @@ class Instances:
         return None
 
     def _fill(
-        self, new: Path, volume: Volume, lease: str, cow_bytes: int, scratch_bytes: int
-    ) -> None:
-        format_ = self._make_root(volume, new)
-        if scratch_bytes > 0:
-            allocate(new / "scratch.raw", scratch_bytes, mode=0o600)
+        self, new: Path, volume: Volume, planned: _Described, check_room: Callable[[int], None]
+    ) -> _Described:
+        """Make the files of an instance, its description last."""
+        reflinked = self._reflink and not volume.block and roots.clone(volume.path, new / _RAW)
+        if reflinked:
+            with durable.storage_errors("sizing", new):
+                os.truncate(new / _RAW, roots.whole_sectors(volume.size_bytes))
+        elif planned.instance.block:
+            planned = self._grown(planned, roots.whole_sectors(volume.size_bytes), check_room)
+            roots.copy(volume, new / _RAW)
+        else:
+            planned = replace(planned, instance=replace(planned.instance, format="qcow2"))
+            roots.overlay(volume, new / _OVERLAY, timeout_s=self._tool_timeout_s)
+        if planned.scratch_bytes > 0:
+            allocate(new / _SCRATCH, planned.scratch_bytes, mode=0o600)
         described = {
             "v": 1,
-            "lease": lease,
+            "lease": planned.instance.lease,
             "infohash": volume.infohash,
-            "format": format_,
-            "cow_bytes": cow_bytes,
-            "scratch_bytes": scratch_bytes,
+            "format": planned.instance.format,
+            "block": planned.instance.block,
+            "cow_bytes": planned.cow_bytes,
+            "scratch_bytes": planned.scratch_bytes,
         }
         durable.replace(new / _DESCRIPTION, json.dumps(described).encode())
+        return planned
+
+    def _grown(
+        self, planned: _Described, cow_bytes: int, check_room: Callable[[int], None]
+    ) -> _Described:
+        """A plan that counts for more. Raises NoSpace."""
+        with self._lock:
+            check_room(max(0, cow_bytes - planned.cow_bytes))
+            planned = replace(planned, cow_bytes=max(cow_bytes, planned.cow_bytes))
+            self._making[planned.instance.lease] = planned
+        return planned
 
     def all(self) -> tuple[Instance, ...]:
         """All instances that are there."""
@@ -200,9 +201,64 @@ class Instances:
         gone = home.with_name(f"{lease}.gone")
         durable.remove_directory(gone)
         if home.is_dir():
+            self._detach(home)
             with durable.storage_errors("removing", home):
                 home.rename(gone)
             durable.remove_directory(gone)
+
+    # Block devices ------------------------------------------------------------------------------
+
+    def leftovers(self) -> tuple[str, ...]:
+        """Loop devices over our files that no instance has."""
+        with self._lock:
+            return tuple(str(one.device) for one in self._strays())
+
+    def sweep(self) -> tuple[str, ...]:
+        """Detach them. Returns those that were; what cannot be detached is logged."""
+        with self._lock:
+            swept = []
+            for one in self._strays():
+                try:
+                    loops.give_back(one.device)
+                    loops.detach(one.device)
+                    swept.append(str(one.device))
+                except (DistribError, OSError) as error:
+                    log.warning("loop-not-detached", device=str(one.device), why=str(error))
+            return tuple(swept)
+
+    def _strays(self) -> list[loops.Loop]:
+        blocks = {
+            (self._root / one.instance.lease / _RAW).resolve()
+            for one in self._counted()
+            if one.instance.block
+        }
+        return [x for x in loops.attached(self._root) if x.gone or x.backing not in blocks]
+
+    def _attach(self, home: Path) -> None:
+        """The device, and the link to it that is the instance's name. Raises StorageFailed."""
+        device = loops.attach(home / _RAW)
+        link = home / _BLOCK
+        with durable.storage_errors("linking", link):
+            link.unlink(missing_ok=True)
+            link.symlink_to(device)
+
+    def _attach_again(self) -> None:
+        """After a boot the devices are gone, and their numbers may be others'."""
+        for one in self._described():
+            if one.instance.block:
+                try:
+                    self._attach(self._root / one.instance.lease)
+                except DistribError as error:
+                    log.warning("loop-not-attached", lease=one.instance.lease, why=error.message)
+
+    def _detach(self, home: Path) -> None:
+        if not (home / _BLOCK).is_symlink():
+            return
+        device = loops.over(home / _RAW)
+        if device is not None:
+            with durable.storage_errors("taking back", device):
+                loops.give_back(device)
+            loops.detach(device)
 
     def stands_on(self, infohash: str) -> tuple[str, ...]:
         """The leases whose instances stand on a volume."""
@@ -213,12 +269,25 @@ class Instances:
         """What the instances may take: the reserved copy-on-write and scratch bytes, or what an
         overlay has grown to where that is more.
 
-        The bytes of a reflink copy cannot be told from those it shares with the volume (st_blocks
-        counts both), so it counts as reserved."""
+        A reflink copy counts as reserved: telling its own bytes from those that it shares takes a
+        walk over its extents (``fills``)."""
         return sum(
             max(one.cow_bytes, _overlay_bytes(one.instance)) + one.scratch_bytes
             for one in self._counted()
         )
+
+    def fills(self) -> tuple[Fill, ...]:
+        """How full each instance is. Walks over the extents of reflink copies."""
+        found = []
+        for one in self._described():
+            used_bytes = _overlay_bytes(one.instance)
+            if one.instance.format == "raw":
+                try:
+                    used_bytes = extents.own_bytes(self._root / one.instance.lease / _RAW)
+                except OSError:
+                    continue  # dropped meanwhile
+            found.append(Fill(one.instance.lease, one.cow_bytes, used_bytes))
+        return tuple(found)
 
     def refuse_if_stood_on(self, infohash: str) -> None:
         """Raise Conflict when an instance stands on the volume."""
@@ -247,94 +316,30 @@ class Instances:
     def _read(self, home: Path) -> _Described | None:
         try:
             found = json.loads((home / _DESCRIPTION).read_bytes())
-            format_: Literal["raw", "qcow2"] = "raw" if found["format"] == "raw" else "qcow2"
-            scratch_bytes = int(found["scratch_bytes"])
-            return _Described(
-                Instance(
-                    lease=home.name,
-                    infohash=str(found["infohash"]),
-                    path=home / f"root.{format_}",
-                    format=format_,
-                    block=False,
-                    scratch=home / "scratch.raw" if scratch_bytes > 0 else None,
-                ),
-                int(found["cow_bytes"]),
-                scratch_bytes,
-            )
+            return _described(home, found)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _make_root(self, volume: Volume, home: Path) -> Literal["raw", "qcow2"]:
-        if self._reflink and not volume.block and self._clone(volume, home / "root.raw"):
-            return "raw"
-        self._overlay(volume, home / "root.qcow2")
-        return "qcow2"
 
-    def _clone(self, volume: Volume, target: Path) -> bool:
-        source = os.open(volume.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.ioctl(fd, _FICLONE, source)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            target.unlink(missing_ok=True)
-            if error.errno in _CANNOT_REFLINK:
-                return False
-            if error.errno in NO_ROOM:
-                raise full_disk(self._root, 0) from error
-            raise StorageFailed(
-                f"cloning {volume.path}: {error.strerror}",
-                hint="look at the kernel's log and the health of the disk",
-                path=str(volume.path),
-            ) from error
-        finally:
-            os.close(source)
-        return True
-
-    def _overlay(self, volume: Volume, target: Path) -> None:
-        # The size is given: a device is larger than its image. QEMU counts in sectors.
-        size_bytes = -(-volume.size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
-        command = ["qemu-img", "create", "-q", "-f", "qcow2"]
-        command += ["-b", str(volume.path.absolute()), "-F", "raw", str(target), str(size_bytes)]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=self._tool_timeout_s,
-                check=False,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-            )
-        except FileNotFoundError:
-            raise ToolMissing(
-                "qemu-img is not there, and the file system cannot make reflink copies",
-                hint="install qemu-utils, or put the cache on XFS or Btrfs",
-                tool="qemu-img",
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise StorageFailed(
-                f"qemu-img took more than {self._tool_timeout_s:g} s for {target}",
-                hint="look at the load and the health of the disk",
-                path=str(target),
-            ) from None
-        if done.returncode == 0:
-            target.chmod(0o600)
-            return
-        if os.strerror(errno.ENOSPC) in done.stderr:
-            raise full_disk(self._root, 0)
-        raise StorageFailed(
-            f"qemu-img: {done.stderr.strip()[-500:]}", hint="see the message", path=str(target)
-        )
+def _described(home: Path, found: dict[str, Any]) -> _Described:
+    block = bool(found.get("block", False))
+    raw = found["format"] == "raw"
+    scratch_bytes = int(found["scratch_bytes"])
+    instance = Instance(
+        lease=home.name,
+        infohash=str(found["infohash"]),
+        path=home / (_BLOCK if block else _RAW if raw else _OVERLAY),
+        format="raw" if raw else "qcow2",
+        block=block,
+        scratch=home / _SCRATCH if scratch_bytes > 0 else None,
+    )
+    return _Described(instance, int(found["cow_bytes"]), scratch_bytes)
 
 
 def _overlay_bytes(instance: Instance) -> int:
     if instance.format != "qcow2":
         return 0
     try:
-        return instance.path.stat().st_blocks * _SECTOR_BYTES
+        return instance.path.stat().st_blocks * SECTOR_BYTES
     except OSError:
         return 0

@@ -20,7 +20,7 @@ from agent.cache.leases import Lease, new_lease_id
 from agent.cache.ledger import Ledger
 from agent.cache.records import TEXT_MAX, VolumeRecord
 from agent.cache.room import Room
-from agent.cache.store import Store
+from agent.cache.store import BlockInstances, Store
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import Conflict, DistribError, NotFound, NotReady, Revoked
 
@@ -56,6 +56,7 @@ class Leasing:
         cow_bytes: int,
         scratch_bytes: int,
         owner_uid: int | None,
+        block: bool,
     ) -> Lease:
         """See ``Cache.lease``."""
         with self._lock:
@@ -79,9 +80,10 @@ class Leasing:
             self._ledger.save_lease(lease)
             self._making.add(lease.lease)
         try:
-            instance = store.make_instance(
-                volume, lease.lease, cow_bytes=cow_bytes, scratch_bytes=scratch_bytes
-            )
+            make = store.make_instance
+            if block and isinstance(store, BlockInstances):
+                make = store.make_block_instance
+            instance = make(volume, lease.lease, cow_bytes=cow_bytes, scratch_bytes=scratch_bytes)
             if owner_uid is not None:
                 give_to(instance, owner_uid)
             with self._lock:

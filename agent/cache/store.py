@@ -134,3 +134,14 @@ class Store(Protocol):
     def drop_instance(self, lease: str) -> None:
         """Remove the instance and scratch disk of a lease; nothing when there is none."""
         ...
+
+
+@runtime_checkable
+class BlockInstances(Protocol):
+    """A store whose instances are files, and block devices where that is asked for."""
+
+    def make_block_instance(
+        self, volume: Volume, lease: str, *, cow_bytes: int, scratch_bytes: int
+    ) -> Instance:
+        """As ``Store.make_instance``; the instance is a block device."""
+        ...

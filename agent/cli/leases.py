@@ -26,6 +26,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the answer a
 )
 @click.option("--cow-mib", type=int, help="Room that the instance may fill.")
 @click.option("--scratch-mib", type=int, help="Size of a scratch disk.  [default: none]")
+@click.option("--block/--file", "block", default=None, help="A block device, or a file.")
 @_json
 @click.pass_obj
 def lease(
@@ -35,6 +36,7 @@ def lease(
     pid: int | None,
     cow_mib: int | None,
     scratch_mib: int | None,
+    block: bool | None,
     as_json: bool,
 ) -> None:
     """Give a writable instance of IMAGE (ALIAS or UUID, optionally @VERSION).
@@ -56,6 +58,7 @@ def lease(
         holder=holder,
         cow_bytes=cow_mib << 20 if cow_mib else None,
         scratch_bytes=scratch_mib << 20 if scratch_mib else None,
+        block=block,
     )
     if as_json:
         click.echo(json.dumps(answer, indent=2))

@@ -14,8 +14,8 @@ import pytest
 from agent.cache import durable
 from agent.cache.cache import Cache
 from agent.cache.file import FileStore
-from agent.cache.instances import allocate
 from agent.cache.records import ImageVersion
+from agent.cache.roots import allocate
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import NoSpace, StorageFailed
 
