@@ -19,8 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from distrib.catalogue.clock import Clock
-from distrib.catalogue.entries import image_of
-from distrib.catalogue.formats import require_raw, require_raw_bytes
+from distrib.catalogue.conversion import require_raw
 from distrib.catalogue.store import TORRENT_FILE, ImageStore, named_faults
 from distrib.catalogue.versions import (
     SUPERSEDE_GRACE,
@@ -144,7 +143,6 @@ class Approval:
                     hint="ask the endorser for a newer list, and add the image again",
                     image=name,
                 )
-            require_raw(image_of(row.entry).format, image=name)
             return row
 
     def _publishable(self, row: Image) -> Image:
@@ -155,7 +153,7 @@ class Approval:
             return row  # A crash came between the move and the approval.
         name = image_name(row)
         with named_faults(image):
-            require_raw_bytes(image, image=name)
+            require_raw(image, image=name)
             digest = _sha512(image)
         if digest != row.endorsed_sha512:
             raise DigestMismatch(

@@ -18,7 +18,7 @@ from distrib.catalogue.acceptance import Acceptance, Accepted, claim_of
 from distrib.catalogue.clock import Clock
 from distrib.catalogue.endorsers import authorised_for
 from distrib.catalogue.following import is_usable_version
-from distrib.catalogue.formats import require_raw
+from distrib.catalogue.formats import stated_format
 from distrib.catalogue.transitions import Change
 from distrib.db.intake_models import Take
 from distrib.db.models import Image, ImageState
@@ -151,7 +151,7 @@ def _check_usable(endorsed: Endorsed, choice: ImageChoice, now: datetime) -> Non
             hint="ask the endorser for a newer list",
             image=name,
         )
-    require_raw(endorsed.format, image=name)
+    stated_format(endorsed.format, image=name)
     if choice.size_bytes is not None and choice.size_bytes != endorsed.size_bytes:
         raise DigestMismatch(
             f"image {name}: the file has {choice.size_bytes} bytes,"

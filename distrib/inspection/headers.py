@@ -225,7 +225,7 @@ def _vdi(read: Read, _size_bytes: int) -> int:
     if kind not in {_VDI_DYNAMIC, _VDI_FIXED}:
         raise HeaderRefused("it is a vdi of another type: it may hold differences only")
     (size,) = struct.unpack("<Q", read(368, 8))
-    # UUIDs of the last snapshot's disk and of the parent.
+    # UUIDs of the disk that it is linked to, and of its parent.
     if any(read(424, 16)) or any(read(440, 16)):
         raise HeaderRefused("it has a parent: it holds differences only")
     return int(size)
