@@ -52,12 +52,15 @@ class Node:
         with self.store.writing(self.cache.volume(image.infohash)) as target:
             os.pwrite(target.fd, data, 0)
 
-    def lease(self, image: ImageVersion, holder: Holder | None = None) -> Lease:
+    def lease(
+        self, image: ImageVersion, holder: Holder | None = None, *, block: bool = False
+    ) -> Lease:
         return self.cache.lease(
             image.infohash,
             holder=holder or holder_of_pid(os.getpid()),
             user="alice",
             cow_bytes=65536,
+            block=block,
         )
 
     def state(self, image: ImageVersion) -> State:
