@@ -21,6 +21,8 @@ from agent.launching import Launcher
 from agent.news import CacheNews
 from agent.operations import Operations
 from agent.pull.machine import ParentLost as ParentGone
+from agent.pull.copying import DiskRate
+from agent.pull.previous import PreviousVersions
 from agent.pull.resume import ResumeFiles
 from agent.pull.running import PullParts
 from agent.pull.torrents import TorrentFiles
@@ -34,7 +36,7 @@ from distrib.bus.messages import Caps, ParentLost, Presence, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
 from distrib.command import product_version
-from distrib.errors import DistribError
+from distrib.errors import Conflict, DistribError, NotFound
 from distrib.lock import hold
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
@@ -112,7 +114,15 @@ class Agent:
                 sessions=self._sessions,
                 torrents=self._torrents,
                 resume=self._resume,
+                previous=PreviousVersions(
+                    self._cache,
+                    self._torrents,
+                    address=settings.swarm.address,
+                    link_bps=settings.swarm.link_bps,
+                    disk=DiskRate(settings.cache.disk_bps),
+                ),
                 on_parent_lost=self._on_parent_lost,
+                on_damaged=self._on_damaged,
             ),
             self._authority,
             own_caps=Caps(
@@ -296,6 +306,13 @@ class Agent:
         except DistribError as error:
             log.warning("refused", topic=topic, code=error.code, why=error.message)
             self._reporter.changed()
+
+    async def _on_damaged(self, infohash: str) -> None:
+        """A volume that was copied from has bad pieces: repaired once nothing stands on it."""
+        await self._puller.let_go(infohash)
+        with contextlib.suppress(Conflict, NotFound):
+            await asyncio.to_thread(self._cache.mark_damaged, infohash, "bad pieces")
+        self._puller.wake()
 
     def _on_parent_lost(self, infohash: str, lost: ParentGone) -> None:
         self._reporter.request(

@@ -155,6 +155,7 @@ class Reporter:
             "bytes_done": record.size_bytes if record.state is State.READY else 0,
             "fetched_bytes": record.fetched_bytes,
             "wasted_bytes": record.wasted_bytes,
+            "copied_bytes": record.copied_bytes,
             "reason": record.reason,
             "text": record.text,
         }
@@ -164,10 +165,11 @@ class Reporter:
         transfer = pull.transfer if pull else puller.seeding.get(record.infohash)
         if pull is not None and running is not None and record.state in UNDER_WAY:
             moving |= {
-                "bytes_done": pull.transfer.done_bytes,
+                "bytes_done": pull.done_bytes,
                 "rate_bps": pull.transfer.rate_bps,
                 "fetched_bytes": pull.fetched_bytes,
                 "wasted_bytes": pull.wasted_bytes,
+                "copied_bytes": pull.copied_bytes,
                 "resumed_bytes": pull.resumed_bytes,
                 "reason": running.reason,
                 "text": "",

@@ -52,6 +52,12 @@ class CacheSettings(Section):
     max_scratch_bytes: int = Field(
         64 * GIB, ge=0, description="most scratch room that an ordinary user may ask for"
     )
+    disk_bps: int = Field(
+        200_000_000,
+        gt=0,
+        description="rate at which the cache's disk copies, bytes per second, until copies were"
+        " timed: a new version is copied from an older one where that beats fetching it",
+    )
     max_lease_s: float = Field(
         7 * 86400.0, gt=0, description="longest time that an ordinary user may lease for"
     )

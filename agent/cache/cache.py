@@ -198,7 +198,7 @@ class Cache:
             )
 
     def to_verifying(
-        self, infohash: str, *, fetched_bytes: int = 0, wasted_bytes: int = 0
+        self, infohash: str, *, fetched_bytes: int = 0, wasted_bytes: int = 0, copied_bytes: int = 0
     ) -> VolumeRecord:
         """All pieces are there. The counts are added to those of earlier pulls."""
         with self._lock:
@@ -207,6 +207,7 @@ class Cache:
                 record,
                 fetched_bytes=record.fetched_bytes + fetched_bytes,
                 wasted_bytes=record.wasted_bytes + wasted_bytes,
+                copied_bytes=record.copied_bytes + copied_bytes,
             )
             return self._ledger.move(counted, State.VERIFYING)
 

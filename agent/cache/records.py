@@ -84,6 +84,7 @@ class VolumeRecord:
     last_leased: Time | None = None
     fetched_bytes: Bytes = 0
     wasted_bytes: Bytes = 0
+    copied_bytes: Bytes = 0
     damaged: bool = False
     v: Literal[1] = field(default=1, kw_only=True)
 

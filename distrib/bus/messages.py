@@ -262,6 +262,7 @@ class ImageReport(Model):
     fetched_bytes: Bytes = 0
     wasted_bytes: Bytes = 0
     resumed_bytes: Bytes = 0
+    copied_bytes: Bytes = 0
     peers: Annotated[int, Field(ge=0, le=100_000)] = 0
     leases: Annotated[int, Field(ge=0, le=100_000)] = 0
     holders: Annotated[tuple[LeaseHolder, ...], Field(max_length=REPORTED_HOLDERS)] = ()

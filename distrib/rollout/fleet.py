@@ -138,6 +138,7 @@ class Fleet:
             text=held.text,
             fetched_bytes=held.fetched_bytes,
             wasted_bytes=held.wasted_bytes,
+            copied_bytes=held.copied_bytes,
         )
 
     def member(self, node: str, infohash: str) -> Member:

@@ -94,6 +94,7 @@ class Claim:
     text: str = ""
     fetched_bytes: int = 0
     wasted_bytes: int = 0
+    copied_bytes: int = 0
 
 
 @dataclass(frozen=True)

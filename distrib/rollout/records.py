@@ -293,6 +293,7 @@ def _target_row(rollout: Rollout, target: Target) -> models.RolloutTarget:
             "claimed": claim.state,
             "fetched_bytes": claim.fetched_bytes,
             "wasted_bytes": claim.wasted_bytes,
+            "copied_bytes": claim.copied_bytes,
         }
     return models.RolloutTarget(
         rollout=rollout.id,
@@ -347,6 +348,7 @@ def _target(row: models.RolloutTarget) -> Target:
         text=row.text,
         fetched_bytes=int(row.detail.get("fetched_bytes", 0)),
         wasted_bytes=int(row.detail.get("wasted_bytes", 0)),
+        copied_bytes=int(row.detail.get("copied_bytes", 0)),
     )
     generation = row.detail.get("generation")
     return Target(

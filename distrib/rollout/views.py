@@ -58,6 +58,7 @@ def _row(rollout: Rollout, target: Target) -> dict[str, Any]:
         "rate_bps": claim.rate_bps if claim is not None and pulling else 0,
         "fetched_bytes": 0 if claim is None else claim.fetched_bytes,
         "wasted_bytes": 0 if claim is None else claim.wasted_bytes,
+        "copied_bytes": 0 if claim is None else claim.copied_bytes,
         "reason": target.reason,
         "text": "" if claim is None else claim.text,
         "since": _time(target.since),
