@@ -54,6 +54,8 @@ class Pull:
         self._raw_info = raw_info
         self._resume_files = resume_files
         self._before = resumed or Resume(have=())
+        self._copied = bytearray(transfer.info.pieces)
+        self._copied_bytes = 0
         self._digest = PrefixDigest(target.fd)
         self._noting = asyncio.Lock()
         self._complaint = ""
@@ -71,6 +73,27 @@ class Pull:
     def wasted_bytes(self) -> int:
         """What of it was thrown away."""
         return self._before.wasted_bytes + self.transfer.wasted_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """What came from older versions on this node, all the pull's starts together."""
+        return self._before.copied_bytes + self._copied_bytes
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes in verified and in copied pieces."""
+        return self.transfer.done_bytes + self._copied_bytes
+
+    def on_copied(self, piece: int, count: int) -> None:
+        """The kernel has ``count`` pieces from ``piece`` on: they were copied."""
+        for index in range(piece, piece + count):
+            self._copied[index] = 1
+            self._copied_bytes += self.info.piece_size(index)
+
+    def noted(self) -> Resume:
+        """What is there now, as a resume file says it."""
+        have = tuple(map(any, zip(self.transfer.have, self._copied, strict=True)))
+        return Resume(have, self.fetched_bytes, self.wasted_bytes, self.copied_bytes)
 
     async def fetch(self, sources: Sequence[Source]) -> None:
         """Run the sources until nothing is missing.
@@ -125,8 +148,8 @@ class Pull:
     async def checkpoint(self) -> None:
         """Make what is verified durable, say so in the resume file, and hash on."""
         async with self._noting:
-            prefix_bytes = self.transfer.verified_prefix * self.info.piece_bytes
-            resume = self._noted()
+            resume = self.noted()
+            prefix_bytes = _prefix(resume.have) * self.info.piece_bytes
             await self.transfer.flush()
             # A thread cannot be cancelled: the lock is held until it is done.
             await to_the_end(self._persist_and_hash(resume, prefix_bytes))
@@ -144,14 +167,10 @@ class Pull:
     async def hand_over(self) -> None:
         """Give what is verified to the kernel, and note it for as long as this kernel runs."""
         async with self._noting:
-            resume = self._noted()
+            resume = self.noted()
             await self.transfer.flush()
             save = self._resume_files.save_for_this_boot
             await to_the_end(asyncio.to_thread(save, self.info.infohash, resume))
-
-    def _noted(self) -> Resume:
-        have = tuple(bool(held) for held in self.transfer.have)
-        return Resume(have, self.fetched_bytes, self.wasted_bytes)
 
     @property
     def _name(self) -> str:
@@ -159,10 +178,10 @@ class Pull:
 
     async def _checkpoints(self) -> None:
         loop = asyncio.get_running_loop()
-        rest_s, saved_bytes = CHECKPOINT_MIN_S, self.transfer.done_bytes
-        while not self.transfer.is_complete:
+        rest_s, saved_bytes = CHECKPOINT_MIN_S, self.done_bytes
+        while self.done_bytes < self.info.size_bytes:
             await asyncio.sleep(rest_s)
-            began_s, done_bytes = loop.time(), self.transfer.done_bytes
+            began_s, done_bytes = loop.time(), self.done_bytes
             due = done_bytes > saved_bytes
             if due and await self._survives("checkpoint", self.checkpoint()):
                 saved_bytes = done_bytes
@@ -170,11 +189,11 @@ class Pull:
 
     async def _hand_overs(self) -> None:
         due_bytes = max(int(self.info.size_bytes * HAND_OVER_SHARE), self.info.piece_bytes)
-        noted_bytes = self.transfer.done_bytes
-        while not self.transfer.is_complete:
+        noted_bytes = self.done_bytes
+        while self.done_bytes < self.info.size_bytes:
             await asyncio.sleep(HAND_OVER_S)
-            if self.transfer.done_bytes - noted_bytes >= due_bytes:
-                noted_bytes = self.transfer.done_bytes
+            if self.done_bytes - noted_bytes >= due_bytes:
+                noted_bytes = self.done_bytes
                 await self._survives("hand-over", self.hand_over())
 
     async def _survives(self, what: str, step: Awaitable[None]) -> bool:
@@ -191,6 +210,11 @@ class Pull:
     def _persist(self, resume: Resume) -> None:
         _fsync(self._target)
         self._resume_files.save(self.info.infohash, resume)
+
+
+def _prefix(have: tuple[bool, ...]) -> int:
+    """How many pieces from the first on are there without a gap."""
+    return have.index(False) if False in have else len(have)
 
 
 def _fsync(target: WriteTarget) -> None:

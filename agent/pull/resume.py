@@ -29,6 +29,7 @@ class Resume:
     have: tuple[bool, ...]
     fetched_bytes: int = 0
     wasted_bytes: int = 0
+    copied_bytes: int = 0
 
 
 class ResumeFiles:
@@ -82,7 +83,11 @@ class ResumeFiles:
             bitmap = base64.b64decode(document["pieces"], validate=True)
             fits = document["infohash"] == infohash and len(bitmap) == -(-pieces // 8)
             of_this_boot = document["boot_id"] in ("", self._boot_id)
-            counters = int(document["fetched_bytes"]), int(document["wasted_bytes"])
+            counters = (
+                int(document["fetched_bytes"]),
+                int(document["wasted_bytes"]),
+                int(document.get("copied_bytes", 0)),
+            )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -104,6 +109,7 @@ def _document(infohash: str, resume: Resume, boot_id: str) -> bytes:
         "pieces": base64.b64encode(_bitmap(resume.have)).decode(),
         "fetched_bytes": resume.fetched_bytes,
         "wasted_bytes": resume.wasted_bytes,
+        "copied_bytes": resume.copied_bytes,
     }
     return json.dumps(document).encode()
 

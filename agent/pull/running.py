@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
 from agent.cache.cache import Cache
 from agent.cache.store import WriteTarget
 from agent.finishing import to_the_end
+from agent.pull.copying import Copying
+from agent.pull.delta import Run
 from agent.pull.machine import ParentLost, Plan
+from agent.pull.previous import PreviousVersions
 from agent.pull.pull import Pull
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.swarm import SwarmSource
@@ -47,13 +50,16 @@ _REASONS: tuple[tuple[type[DistribError], NodeReason], ...] = (
 
 @dataclass(frozen=True)
 class PullParts:
-    """What every pull of a node uses. ``sessions`` by libtorrent backend."""
+    """What every pull of a node uses. ``sessions`` by libtorrent backend; ``on_damaged`` hears of
+    volumes that turned out bad."""
 
     cache: Cache
     sessions: Mapping[Backend, SwarmSession]
     torrents: TorrentFiles
     resume: ResumeFiles
+    previous: PreviousVersions
     on_parent_lost: Callable[[str, ParentLost], None]
+    on_damaged: Callable[[str], Awaitable[None]]
 
 
 class RunningPull:
@@ -80,6 +86,7 @@ class RunningPull:
         self._caps = caps
         self._deadline_s = deadline_s
         self._source: SwarmSource | None = None
+        self._counted = (0, 0, 0)
 
     @property
     def reason(self) -> NodeReason | None:
@@ -141,51 +148,137 @@ class RunningPull:
         target = await asyncio.to_thread(writing.__enter__)
         try:
             resumed = await asyncio.to_thread(self._resumed, target, fresh)
-            session = self._parts.sessions[target.backend]
-            known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
-            self.transfer = session.add(
-                self._info,
-                known[1] if known else self._raw_info,
-                target.directory,
-                have=resumed.have if resumed else None,
-            )
             log.info(
                 "pull-begins",
                 image=self.image.ref,
                 infohash=infohash,
-                resumed_bytes=self.transfer.done_bytes,
+                resumed_pieces=sum(resumed.have) if resumed else 0,
             )
-            self._limit()
-            self.pull = Pull(
-                self.transfer,
-                target,
-                sha512=self.image.sha512,
-                raw_info=self._raw_info,
-                resume_files=self._parts.resume,
-                resumed=resumed,
-            )
-            self._source = SwarmSource(
-                self.transfer,
-                self._plan,
-                deadline_s=self._deadline_s,
-                on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
-            )
-            await self.pull.fetch([self._source])
-            self._source = None
-            await asyncio.to_thread(
-                cache.to_verifying,
-                infohash,
-                fetched_bytes=self.pull.fetched_bytes,
-                wasted_bytes=self.pull.wasted_bytes,
-            )
-            torrent = await self.pull.conclude()
-            await asyncio.to_thread(self._parts.torrents.keep_layers, self.image, torrent)
+            resumed, copied = await self._copy(target, resumed)
+            await self._fetch(target, resumed)
+            await self._conclude(target, copied)
         except BaseException as error:
             await self._close()
             with contextlib.suppress(StorageFailed):
                 await asyncio.to_thread(writing.__exit__, type(error), error, None)
             raise
         await asyncio.to_thread(writing.__exit__, None, None, None)
+
+    async def _copy(
+        self, target: WriteTarget, resumed: Resume | None
+    ) -> tuple[Resume | None, tuple[Run, ...]]:
+        """Take what older versions have, and fetch the rest beside it, where that is faster."""
+        head_start = await self._parts.previous.head_start(
+            self.image,
+            self._info,
+            self._raw_info,
+            target,
+            have=resumed.have if resumed else (),
+            plan=lambda: self._plan,
+            download_bps=self._caps.download_bps,
+        )
+        if head_start is None:
+            return resumed, ()
+        with head_start.hold:
+            pull, source = await self._open(target, resumed, unwanted=head_start.pieces)
+            copying = Copying(
+                self._info,
+                head_start.runs,
+                head_start.paths,
+                target.fd,
+                on_copied=pull.on_copied,
+                disk=self._parts.previous.disk,
+            )
+            await pull.fetch([source, copying])
+            await pull.checkpoint()
+            resumed = pull.noted()
+            await self._close()
+        return resumed, head_start.runs
+
+    async def _fetch(self, target: WriteTarget, resumed: Resume | None) -> None:
+        """Fetch all that is missing."""
+        pull, source = await self._open(target, resumed)
+        await pull.fetch([source])
+        self._source = None
+        counts = (pull.fetched_bytes, pull.wasted_bytes, pull.copied_bytes)
+        fetched, wasted, copied = (
+            now - before for now, before in zip(counts, self._counted, strict=True)
+        )
+        self._counted = counts
+        await asyncio.to_thread(
+            self._parts.cache.to_verifying,
+            self.image.infohash,
+            fetched_bytes=fetched,
+            wasted_bytes=wasted,
+            copied_bytes=copied,
+        )
+
+    async def _open(
+        self, target: WriteTarget, resumed: Resume | None, *, unwanted: Sequence[int] = ()
+    ) -> tuple[Pull, SwarmSource]:
+        infohash = self.image.infohash
+        session = self._parts.sessions[target.backend]
+        known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
+        self.transfer = session.add(
+            self._info,
+            known[1] if known else self._raw_info,
+            target.directory,
+            have=resumed.have if resumed else None,
+            unwanted=unwanted,
+        )
+        self._limit()
+        self.pull = Pull(
+            self.transfer,
+            target,
+            sha512=self.image.sha512,
+            raw_info=self._raw_info,
+            resume_files=self._parts.resume,
+            resumed=resumed,
+        )
+        self._source = SwarmSource(
+            self.transfer,
+            self._plan,
+            deadline_s=self._deadline_s,
+            on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
+        )
+        return self.pull, self._source
+
+    async def _conclude(self, target: WriteTarget, copied: tuple[Run, ...]) -> None:
+        """Have SHA-512 checked. Copies that are bad are found by their hashes and fetched."""
+        assert self.pull is not None  # noqa: S101 - it was fetched
+        try:
+            torrent = await self.pull.conclude()
+        except DigestMismatch as error:
+            mended = await self._without_bad_pieces(target, copied)
+            if mended is None:
+                raise
+            log.warning("bad-pieces-fetched", image=self.image.ref, why=error.message)
+            await self._close()
+            await asyncio.to_thread(self._parts.cache.start_pull, self.image.infohash)
+            await self._fetch(target, mended)
+            torrent = await self.pull.conclude()
+        await asyncio.to_thread(self._parts.torrents.keep_layers, self.image, torrent)
+
+    async def _without_bad_pieces(
+        self, target: WriteTarget, copied: tuple[Run, ...]
+    ) -> Resume | None:
+        """What is there without the pieces that are bad; None when all are good."""
+        assert self.pull is not None  # noqa: S101 - it was fetched
+        before = self.pull.noted()
+        known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
+        if known is None:
+            return None
+        torrent = known[1]
+        have = await asyncio.to_thread(lambda: tuple(check_volume(target.fd, torrent, self._info)))
+        bad = {index for index, good in enumerate(have) if not good}
+        if not bad:
+            return None
+        find = self._parts.previous.bad_bases
+        for base in await asyncio.to_thread(find, copied, bad, self._info, torrent):
+            await self._parts.on_damaged(base)
+        mended = replace(before, have=have)
+        await asyncio.to_thread(self._parts.resume.save, self.image.infohash, mended)
+        return mended
 
     def _resumed(self, target: WriteTarget, fresh: bool) -> Resume | None:
         """What is known to be on disk: from the resume file, else by hashing the volume."""

@@ -6,6 +6,7 @@ Files: docs/formats/state.md, ``torrents/``. What is read back is checked like w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -13,9 +14,21 @@ from agent.cache import durable
 from distrib.errors import DistribError, TorrentMismatch
 from distrib.swarm.pieces import piece_hashes
 from distrib.swarm.torrent import TorrentInfo, check_info, info_of
-from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
+
+
+class Known(Protocol):
+    """What the site list says of a version: an entry of it, or a volume's record."""
+
+    @property
+    def infohash(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def piece_bytes(self) -> int: ...
 
 
 class TorrentFiles:
@@ -25,13 +38,13 @@ class TorrentFiles:
         self._directory = directory
         durable.make_directory(directory)
 
-    def accept(self, info: bytes, image: SiteImage) -> TorrentInfo:
+    def accept(self, info: bytes, image: Known) -> TorrentInfo:
         """Keep an info dictionary that is the one of the site list. Raises TorrentMismatch."""
         parsed = _checked(info, image)
         durable.replace(self._info(image.infohash), info)
         return parsed
 
-    def info(self, image: SiteImage) -> tuple[TorrentInfo, bytes] | None:
+    def info(self, image: Known) -> tuple[TorrentInfo, bytes] | None:
         """The info dictionary as parsed and raw, or None while it is not here."""
         try:
             raw = self._info(image.infohash).read_bytes()
@@ -42,12 +55,12 @@ class TorrentFiles:
             log.warning("torrent-unreadable", infohash=image.infohash, why=str(error))
             return None
 
-    def keep_layers(self, image: SiteImage, torrent: bytes) -> None:
+    def keep_layers(self, image: Known, torrent: bytes) -> None:
         """Keep a torrent file with piece layers. Raises TorrentMismatch when they do not fit."""
         piece_hashes(torrent, _checked(info_of(torrent), image))
         durable.replace(self._torrent(image.infohash), torrent)
 
-    def with_layers(self, image: SiteImage) -> tuple[TorrentInfo, bytes] | None:
+    def with_layers(self, image: Known) -> tuple[TorrentInfo, bytes] | None:
         """The torrent file with all piece layers, or None: then only the info is known."""
         try:
             torrent = self._torrent(image.infohash).read_bytes()
@@ -78,7 +91,7 @@ class TorrentFiles:
         return self._directory / f"{infohash}.torrent"
 
 
-def _checked(info: bytes, image: SiteImage) -> TorrentInfo:
+def _checked(info: bytes, image: Known) -> TorrentInfo:
     return check_info(
         info,
         infohash=image.infohash,

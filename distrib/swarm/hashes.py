@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import libtorrent as lt
 
-from distrib.errors import DistribError, NetworkError, TorrentMismatch
+from distrib.errors import DistribError, NetworkError
 from distrib.swarm.pieces import BLOCK_BYTES, HASH_BYTES, piece_hashes, torrent_with_layer
 from distrib.swarm.torrent import TorrentInfo
 
@@ -132,6 +132,3 @@ def _gone(info: TorrentInfo, address: str, error: BaseException) -> DistribError
         hint="another peer is asked",
         infohash=info.infohash,
     )
-
-
-__all__ = ["TorrentMismatch", "fetch_torrent"]

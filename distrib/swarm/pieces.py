@@ -107,7 +107,7 @@ def torrent_from_volume(fd: int, raw_info: bytes, info: TorrentInfo) -> bytes:
     (entry,) = document[b"file tree"].values()
     root = entry[b""][b"pieces root"]
     hashes = [
-        piece_hash(_read_piece(fd, index, info), leaves=_leaves(info))
+        piece_hash(_read_piece(fd, index, info), leaves=piece_leaves(info))
         for index in range(info.pieces)
     ]
     found = hashes[0] if info.pieces == 1 else _layer_root(hashes, info.piece_bytes)
@@ -152,7 +152,7 @@ def check_volume(fd: int, torrent: bytes, info: TorrentInfo) -> Iterator[bool]:
     Reads the volume once. Raises TorrentMismatch, or StorageFailed where it cannot be read."""
     for index, expected in enumerate(piece_hashes(torrent, info)):
         data = _read_piece(fd, index, info)
-        yield piece_hash(data, leaves=_leaves(info)) == expected
+        yield piece_hash(data, leaves=piece_leaves(info)) == expected
 
 
 def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
@@ -166,7 +166,8 @@ def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
         ) from None
 
 
-def _leaves(info: TorrentInfo) -> int:
+def piece_leaves(info: TorrentInfo) -> int:
+    """Blocks that the hash of a piece is built over."""
     if info.pieces > 1:
         return info.piece_bytes // BLOCK_BYTES
     blocks = -(-info.size_bytes // BLOCK_BYTES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,9 @@ log = structlog.get_logger(__name__)
 Backend = Literal["pread", "posix"]
 
 STATUS_INTERVAL_S = 0.5
+
+_ORDINARY = 4
+"""libtorrent's priority of a piece that nobody said anything about."""
 
 _CATEGORIES = (
     lt.alert.category_t.status_notification
@@ -102,12 +105,13 @@ class SwarmSession:
         have: Sequence[bool] | None = None,
         seed: bool = False,
         sequential: bool = True,
+        unwanted: Collection[int] = (),
     ) -> Transfer:
         """Open a torrent whose ``image.raw`` stands in ``directory``.
 
         ``source`` is a bencoded info dictionary, or a torrent file with piece layers. ``have``
         are the pieces that are known to be on disk (none: a fresh volume, nothing is hashed
-        first); ``seed`` trusts all of it.
+        first); ``seed`` trusts all of it. ``unwanted`` pieces are not asked for.
         """
         if info.infohash in self._transfers:
             raise NodeError(f"torrent {info.infohash[:12]} is open already", hint="a bug")
@@ -123,11 +127,16 @@ class SwarmSession:
         if sequential and not seed:
             flags |= lt.torrent_flags.sequential_download
         params.flags = flags
+        if unwanted:
+            priorities = [_ORDINARY] * info.pieces
+            for index in unwanted:
+                priorities[index] = 0
+            params.piece_priorities = priorities
         try:
             handle = self._open().add_torrent(params)
         except RuntimeError as error:
             raise _damaged(info, error) from None
-        transfer = Transfer(handle, info, have or [False] * info.pieces)
+        transfer = Transfer(handle, info, have or [False] * info.pieces, unwanted=unwanted)
         self._transfers[info.infohash] = transfer
         return transfer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import libtorrent as lt
 
@@ -33,8 +33,17 @@ FLUSH_LIMIT_S = 60.0
 class Transfer:
     """State of one torrent, kept by its session from alerts. Made by ``SwarmSession.add``."""
 
-    def __init__(self, handle: lt.torrent_handle, info: TorrentInfo, have: Sequence[bool]) -> None:
+    def __init__(
+        self,
+        handle: lt.torrent_handle,
+        info: TorrentInfo,
+        have: Sequence[bool],
+        *,
+        unwanted: Collection[int] = (),
+    ) -> None:
+        """``unwanted`` pieces, none of which is in ``have``, come by another way."""
         self.info = info
+        self._wanted_bytes = info.size_bytes - sum(map(info.piece_size, unwanted))
         self.have = bytearray(have)
         self.done_bytes = sum(info.piece_size(i) for i, held in enumerate(have) if held)
         self.rate_bps = 0
@@ -102,13 +111,8 @@ class Transfer:
 
     @property
     def is_complete(self) -> bool:
-        return self.done_bytes == self.info.size_bytes
-
-    @property
-    def verified_prefix(self) -> int:
-        """How many pieces from the first on are verified without a gap."""
-        gap = self.have.find(0)
-        return len(self.have) if gap < 0 else gap
+        """Whether nothing that is wanted is missing."""
+        return self.done_bytes == self._wanted_bytes
 
     def connect(self, address: str, port: int) -> None:
         """Ask for a connection; repeated asking is harmless."""
