@@ -34,7 +34,7 @@ _HASHES: dict[str, type[hashes.HashAlgorithm]] = {
 }
 _MAX_CERTIFICATES = 16
 #: What asn1crypto and ``cryptography`` raise on bytes that are not what they say.
-_PARSE_FAULTS = (
+PARSE_FAULTS = (
     ValueError,
     TypeError,
     KeyError,
@@ -82,7 +82,7 @@ def parse_cms(der: bytes) -> Cms:
         return _parse(der)
     except CmsInvalid:
         raise
-    except _PARSE_FAULTS as error:
+    except PARSE_FAULTS as error:
         raise CmsInvalid(f"the signature cannot be parsed: {error}"[:300]) from None
     except RecursionError:
         raise CmsInvalid("the signature is nested too deep") from None
@@ -126,15 +126,18 @@ def _parse(der: bytes) -> Cms:
     entries = [choice for choice in choices if choice.name == "certificate"] if choices else []
     if len(entries) > _MAX_CERTIFICATES:
         raise CmsInvalid(f"more than {_MAX_CERTIFICATES} certificates in the signature")
-    certificates = tuple(_certificate(entry.chosen.dump()) for entry in entries)
+    certificates = tuple(read_certificate(entry.chosen.dump()) for entry in entries)
     signers = signed["signer_infos"]
     count = len(signers)
     signer = _signer(signers[0], entries, certificates) if count == 1 else None
     return Cms(signer_count=count, signer=signer, certificates=certificates)
 
 
-def _certificate(der: bytes) -> x509.Certificate:
-    """A certificate with all that is read later read once here: ``cryptography`` parses late."""
+def read_certificate(der: bytes) -> x509.Certificate:
+    """A certificate with all that is read later read once here: ``cryptography`` parses late.
+
+    One of ``PARSE_FAULTS`` if it is none.
+    """
     # The serial number in authorityKeyIdentifier counts here too.
     with old_serials_allowed():
         certificate = x509.load_der_x509_certificate(der)
