@@ -18,6 +18,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from agent.aliases import KnownAliases
 from agent.cache import durable
 from distrib.bus.messages import Desired, Orders, decode
 from distrib.errors import DistribError, MessageInvalid, NotReady, SiteListStale, TrustRefused
@@ -78,6 +79,7 @@ class Authority:
         self.site_list: SiteList | None = None
         self.desired: Desired | None = None
         self.refused: Counter[str] = Counter()
+        self.aliases = KnownAliases(state_dir)
         self._state_dir = state_dir
         self._node = node
         self._trust = trust
@@ -97,6 +99,7 @@ class Authority:
     def load(self) -> None:
         """Take up what was accepted before; what does not hold any more is left aside."""
         self._load_floors()
+        self.aliases.load()
         crl = _read(self._state_dir / "crl.pem")
         if crl is not None:
             self._guarded("crl", lambda: self._take_crl(crl))
@@ -265,6 +268,8 @@ class Authority:
         self._list_sha512 = verdict.message_sha512
         self._authentic = True
         self._waiting_list = None
+        images = () if self.site_list is None else self.site_list.images
+        self._guarded("aliases", lambda: self.aliases.learn(images))
 
     def _keys(self) -> Mapping[str, Ed25519PublicKey]:
         if self.site_list is None or not self._authentic:

@@ -45,7 +45,7 @@ from distrib.errors import (
     Revoked,
     SiteListStale,
 )
-from distrib.trust.sitelist import ImageRef, SiteImage, parse_image_ref
+from distrib.trust.sitelist import ImageRef, SiteImage, SiteList, parse_image_ref
 
 log = structlog.get_logger(__name__)
 
@@ -213,7 +213,7 @@ class Operations:
         ref = parse_image_ref(text)
         found = site_list.find(ref)
         if not found:
-            await self._refuse_withdrawn(ref)
+            await self._refuse_withdrawn(ref, site_list)
             raise NotFound(
                 f"image {text}: the site list approves no such image",
                 hint="it was never approved, or was revoked",
@@ -225,8 +225,16 @@ class Operations:
             raise _withdrawn(record)
         return record, image
 
-    async def _refuse_withdrawn(self, ref: ImageRef) -> None:
-        """Raise Revoked for an image that this node holds and the site does not list."""
+    async def _refuse_withdrawn(self, ref: ImageRef, site_list: SiteList) -> None:
+        """Raise Revoked for an image that this node holds, or a name that the site gave to one,
+        and that the site does not list."""
+        meant = self._authority.aliases.meant(ref.name)
+        if meant is not None and not site_list.find(ref.name):
+            raise Revoked(
+                f"image {ref.name} ({meant}) is not on the site list any more",
+                hint="use another image or version",
+                image=meant,
+            )
         try:
             record = await asyncio.to_thread(self._cache.resolve, ref.name, ref.version)
         except NotFound:
