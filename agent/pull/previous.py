@@ -137,7 +137,6 @@ class PreviousVersions:
             used = {run.base for run in runs}
             paths = {o.record.infohash: o.path for o in olders if o.record.infohash in used}
             return HeadStart(runs, paths, stack.pop_all())
-        return None
 
     def bad_bases(
         self, runs: Sequence[Run], bad: Collection[int], info: TorrentInfo, torrent: bytes
