@@ -1,4 +1,4 @@
-"""What every store promises (docs/formats/protocols.md): files, and real block devices."""
+"""What every store promises (docs/formats/protocols.md): files, real block devices, real LVM."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
+from agent.cache.lvm import LvmStore
 from agent.cache.store import Store, Volume
 from distrib.errors import Conflict, NoSpace, NotFound
 from distrib.swarm import IMAGE_FILE
+from tests.uml.disks import device_bytes, volume_group
 
 MIB = 1 << 20
 SIZE = 3 * MIB
@@ -32,7 +34,13 @@ class Place:
     home: Callable[[str], Path]
 
 
-@pytest.fixture(params=["file", pytest.param("device", marks=pytest.mark.root)])
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param("device", marks=pytest.mark.root),
+        pytest.param("lvm", marks=pytest.mark.uml),
+    ]
+)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "file":
         root = tmp_path / "cache"
@@ -41,6 +49,15 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             backend="pread",
             home=lambda infohash: root / "volumes" / infohash,
         )
+        return
+    if request.param == "lvm":
+        links = tmp_path / "lvm"
+        with volume_group() as group:
+            yield Place(
+                open=lambda: LvmStore(group, links, capacity_bytes=10 * MIB),
+                backend="posix",
+                home=lambda infohash: links / infohash,
+            )
         return
     if os.geteuid() != 0:
         pytest.skip("needs root for loop devices")
@@ -105,7 +122,7 @@ def sealed(store: Store, infohash: str, data: bytes = b"") -> Volume:
 
 def test_it_is_a_store(store: Store) -> None:
     assert isinstance(store, Store)
-    assert store.name in ("file", "device")
+    assert store.name in ("file", "device", "lvm")
     assert store.volumes() == ()
     assert store.instances() == ()
     assert store.space().used_bytes == 0
@@ -226,7 +243,7 @@ def test_an_instance_is_a_jobs_own_and_leaves_the_image_alone(store: Store) -> N
     made = store.make_instance(volume, "l-000001", cow_bytes=MIB, scratch_bytes=65536)
     assert made.infohash == A
     assert made.scratch is not None
-    assert made.scratch.stat().st_size == 65536
+    assert device_bytes(made.scratch) == 65536
     assert store.instances() == (made,)
     write = ["qemu-io", "-f", made.format, "-c", "write -q -P 7 0 64k", str(made.path)]
     subprocess.run(write, check=True, capture_output=True)
@@ -261,7 +278,7 @@ def test_an_instance_without_room_is_refused_before_anything_is_made(store: Stor
     volume = sealed(store, A)
     before = store.space()
     with pytest.raises(NoSpace):
-        store.make_instance(volume, "l-000001", cow_bytes=8 * MIB, scratch_bytes=0)
+        store.make_instance(volume, "l-000001", cow_bytes=MIB, scratch_bytes=8 * MIB)
     assert store.instances() == ()
     assert store.space() == before
 
