@@ -1,32 +1,51 @@
 """The cache against a model of it, whatever is done in whatever order.
 
-The model knows what was promised: who holds leases, what is wanted, pinned and active. After each
-step the cache, its files and its store must agree with it.
+The model knows what was promised: who holds leases, what is wanted and pinned, and which bytes each
+image has. After each step the cache, its files and its store must agree with it. Crashes are real:
+a child does the operation and is killed before one of its steps on disk.
+
+2,000 operations for each store in the ordinary tests, always the same; 40,000 others in the long
+ones.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from agent.cache.cache import Cache
+from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.holders import TimeHolder
 from agent.cache.ledger import Ledger
 from agent.cache.records import UNDER_WAY, ImageVersion
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import Conflict, DistribError, NoSpace, NotFound, NotReady, Revoked
+from tests.cache.killing import in_a_child
 
 KIB = 1 << 10
 CAPACITY = 1024 * KIB
 COW = 64 * KIB
+DEVICE_BYTES = 512 * KIB
 
 NUMBERS = st.integers(1, 6)
 
@@ -43,7 +62,14 @@ def image(n: int) -> ImageVersion:
     )
 
 
+def byte(n: int) -> bytes:
+    """What every image has at its start; zeros follow."""
+    return bytes([n])
+
+
 class CacheMachine(RuleBasedStateMachine):
+    """Over store ``file``. Subclasses have other stores."""
+
     leases = Bundle("leases")
 
     def __init__(self) -> None:
@@ -53,6 +79,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.now = datetime(2026, 3, 1, tzinfo=UTC)
         self.held: dict[str, tuple[str, datetime]] = {}
         self.desired: set[str] | None = None
+        self.damaged: set[str] = set()
+        self.evicted: list[str] = []
         self.open()
 
     @initialize(
@@ -65,13 +93,18 @@ class CacheMachine(RuleBasedStateMachine):
                 self.pull_on(n)
         self.the_site_speaks(wanted)
 
+    def make_store(self) -> FileStore | DeviceStore:
+        return FileStore(self.root / "cache", CAPACITY)
+
     def open(self) -> None:
-        self.store = FileStore(self.root / "cache", CAPACITY)
+        self.store = self.make_store()
         self.cache = Cache(
             state_dir=self.root / "state",
             stores=[self.store],
             clock=lambda: self.now,
             low_watermark=0.6,
+            high_watermark=0.8,
+            on_evict=lambda eviction: self.evicted.append(eviction.infohash),
         )
         recovery = self.cache.recover()
         assert recovery.corrupt == ()
@@ -120,7 +153,8 @@ class CacheMachine(RuleBasedStateMachine):
                     assert self.cache.leases(infohash)
                     return
                 with self.store.writing(volume) as target:
-                    os.pwrite(target.fd, bytes([n]), 0)
+                    os.pwrite(target.fd, byte(n), 0)
+                self.damaged.discard(infohash)
                 self.cache.to_verifying(infohash, fetched_bytes=1)
             case State.VERIFYING:
                 assert self.cache.ready(infohash).state is State.READY
@@ -150,15 +184,48 @@ class CacheMachine(RuleBasedStateMachine):
                 image(n).infohash, holder=TimeHolder(until), user="u", cow_bytes=COW
             )
         except (NotFound, NotReady, Revoked):
-            assert state is not State.READY
+            assert state is not State.READY or self.marked(n)
             return multiple()
         except NoSpace:
-            assert self.store.space().free_bytes < COW
+            assert self.free_for_instances() < COW
             return multiple()
         assert state is State.READY
+        assert not self.marked(n)
         assert kept <= {v.infohash for v in self.store.volumes()}
         self.held[lease.lease] = (lease.infohash, until)
         return lease.lease
+
+    def marked(self, n: int) -> bool:
+        record = self.cache.record(image(n).infohash)
+        return record is not None and record.damaged
+
+    def free_for_instances(self) -> int:
+        return self.store.space().free_bytes
+
+    @rule(n=NUMBERS)
+    def a_bit_flips_and_is_found(self, n: int) -> None:
+        """Under the seal: what the file system says of the file stays the same."""
+        ready = [m for m in range(1, 7) if self.state(m) is State.READY and not self.marked(m)]
+        used = [m for m in ready if self.cache.leases(image(m).infohash)]
+        if not ready:
+            return
+        n = (used or ready)[n % len(used or ready)]
+        infohash = image(n).infohash
+        self.flip(self.cache.volume(infohash).path)
+        self.damaged.add(infohash)
+        leased = bool(self.cache.leases(infohash))
+        record = self.cache.mark_damaged(infohash, "1 bad piece")
+        assert record.state is (State.READY if leased else State.PULLING)
+        with pytest.raises(NotReady):
+            self.cache.lease(infohash, holder=TimeHolder(self.now), user="u", cow_bytes=COW)
+
+    def flip(self, path: Path) -> None:
+        before = path.stat()
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.write(b"\xff")
+        path.chmod(0o444)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     @rule(lease=leases)
     def release(self, lease: str) -> None:
@@ -213,6 +280,76 @@ class CacheMachine(RuleBasedStateMachine):
         assert not leased
         assert force or infohash not in kept
 
+    @rule()
+    def use_is_brought_below_the_high_watermark(self) -> None:
+        kept, before = self.protected(), self.store.space()
+        self.evicted.clear()
+        self.cache.relieve()
+        assert kept <= {v.infohash for v in self.store.volumes()}
+        if before.used_bytes <= 0.8 * before.capacity_bytes or self.store.volume_per_device:
+            assert self.evicted == []
+
+    @rule(dry_run=st.booleans())
+    def collect(self, dry_run: bool) -> None:
+        kept, before = self.protected(), {v.infohash for v in self.store.volumes()}
+        gone = {one.infohash for one in self.cache.collect(dry_run=dry_run)}
+        after = {v.infohash for v in self.store.volumes()}
+        assert gone & before == before - kept
+        assert after == (before if dry_run else kept)
+
+    @rule(n=NUMBERS)
+    def undesire(self, n: int) -> None:
+        """The site wants all that is here but this one."""
+        here = {h.record.infohash for h in self.cache.snapshot().holdings}
+        self.desired = here - {image(n).infohash}
+        self.cache.set_desired(self.desired)
+
+    @rule(
+        n=NUMBERS,
+        what=st.sampled_from(["desire", "pull", "ready", "lease", "release", "evict", "collect"]),
+        step=st.integers(1, 40),
+    )
+    def crash(self, n: int, what: str, step: int) -> None:
+        """kill -9 in the middle of an operation, or just after it; then a start."""
+        kept, before = self.protected(), set(self.held)
+        ending = next(iter(sorted(before)), None) if what == "release" else None
+
+        def operation() -> None:
+            infohash = image(n).infohash
+            with suppress(DistribError):
+                match what:
+                    case "desire":
+                        self.cache.desire(image(n))
+                    case "pull":
+                        self.pull_on(n)
+                    case "ready":
+                        self.bring(n)
+                    case "lease":
+                        until = TimeHolder(self.now + timedelta(hours=2))
+                        self.cache.lease(infohash, holder=until, user="u", cow_bytes=COW)
+                    case "release" if ending is not None:
+                        self.cache.release(ending)
+                    case "evict":
+                        self.cache.evict(infohash)
+                    case "collect":
+                        self.cache.collect()
+
+        in_a_child(operation, step)
+        self.open()
+        now = {one.lease: one for one in self.cache.leases()}
+        lives = {lease for lease, (_, until) in self.held.items() if until > self.now}
+        assert lives - {ending} <= set(now)
+        assert set(now) <= before or what == "lease"
+        self.held = {
+            key: (one.infohash, one.holder.until)
+            for key, one in now.items()
+            if isinstance(one.holder, TimeHolder)
+        }
+        # What a fail would free is nobody's any more; all else that was kept is there.
+        assert kept <= {v.infohash for v in self.store.volumes()}
+        if what in ("pull", "ready") and self.state(n) is State.READY and not self.marked(n):
+            self.damaged.discard(image(n).infohash)
+
     @rule(wanted=st.sets(NUMBERS))
     def the_site_speaks(self, wanted: set[int]) -> None:
         self.desired = {image(n).infohash for n in wanted}
@@ -241,9 +378,24 @@ class CacheMachine(RuleBasedStateMachine):
     def used_is_the_sum_and_within_the_quota(self) -> None:
         volumes = sum(v.size_bytes for v in self.store.volumes())
         instances = len(self.held) * COW
-        assert self.store.space().used_bytes >= volumes + instances
         grown = sum(max(0, one.path.stat().st_blocks * 512 - COW) for one in self.store.instances())
         assert self.store.space().used_bytes == volumes + instances + grown
+        assert volumes + instances <= CAPACITY
+
+    @invariant()
+    def no_wrong_byte_is_ready(self) -> None:
+        for volume in self.store.volumes():
+            n = int(volume.infohash, 16)
+            if self.state(n) is not State.READY or volume.infohash in self.damaged:
+                continue
+            with volume.path.open("rb") as file:
+                assert file.read(1) == byte(n)
+
+    @invariant()
+    def what_is_damaged_is_marked_or_pulled_again(self) -> None:
+        for infohash in self.damaged:
+            n = int(infohash, 16)
+            assert self.marked(n) or self.state(n) is not State.READY
 
     @invariant()
     def memory_disk_and_store_agree(self) -> None:
@@ -262,12 +414,70 @@ class CacheMachine(RuleBasedStateMachine):
                 assert volumes[infohash].sealed
 
 
-CacheMachine.TestCase.settings = settings(
-    max_examples=120,
-    stateful_step_count=40,
+class DeviceMachine(CacheMachine):
+    """Over store ``device``: a whole device for each image, instances with a quota of their own."""
+
+    pool: tuple[Path, ...] = ()
+
+    def make_store(self) -> FileStore | DeviceStore:
+        return DeviceStore(
+            self.pool,
+            self.root / "devices",
+            instances_dir=self.root / "instances",
+            instances_capacity_bytes=6 * COW,
+        )
+
+    def teardown(self) -> None:
+        for volume in self.store.volumes():  # the flag is the device's, not the test's
+            subprocess.run(["blockdev", "--setrw", str(volume.path)], check=True)
+        super().teardown()
+
+    def flip(self, path: Path) -> None:
+        subprocess.run(["blockdev", "--setrw", str(path)], check=True)
+        with path.open("r+b") as device:
+            device.write(b"\xff")
+            os.fsync(device.fileno())
+        subprocess.run(["blockdev", "--setro", str(path)], check=True)
+
+    def free_for_instances(self) -> int:
+        return 6 * COW - sum(
+            max(COW, one.path.stat().st_blocks * 512) for one in self.store.instances()
+        )
+
+    @invariant()
+    def used_is_the_sum_and_within_the_quota(self) -> None:
+        there = self.store.volumes()
+        taken = {volume.path.resolve() for volume in there}
+        assert len(taken) == len(there)
+        instances = sum(max(COW, one.path.stat().st_blocks * 512) for one in self.store.instances())
+        assert self.store.space().used_bytes == len(there) * DEVICE_BYTES + instances
+
+
+ORDINARY = settings(
+    max_examples=40,
+    stateful_step_count=50,
     deadline=None,
+    derandomize=True,
     # Shrinking takes longer than a test may: a failure prints the steps as they were found.
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-TestCacheModel = CacheMachine.TestCase
+LONG = settings(ORDINARY, max_examples=800, derandomize=False, print_blob=True)
+
+
+def test_whatever_is_done_to_store_file_the_invariants_hold() -> None:
+    run_state_machine_as_test(CacheMachine, settings=ORDINARY)
+
+
+@pytest.mark.root
+def test_whatever_is_done_to_store_device_the_invariants_hold(
+    devices: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceMachine, "pool", tuple(devices(*[DEVICE_BYTES] * 3)))
+    run_state_machine_as_test(DeviceMachine, settings=ORDINARY)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_whatever_is_done_for_long_the_invariants_hold() -> None:
+    run_state_machine_as_test(CacheMachine, settings=LONG)

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import agent.cache
 from agent.cache.cache import Cache
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
@@ -30,22 +25,10 @@ from agent.cache.records import ImageVersion
 from agent.cache.store import Store
 from distrib.bus.messages import State
 from distrib.errors import DistribError
+from tests.cache.killing import in_a_child
 
 MIB = 1 << 20
 ROUNDS = 24
-HERE = Path(agent.cache.__file__).parent
-CHANGES = re.compile(
-    r"os\.(open|write|fsync|posix_fallocate|fchmod)\(|\.(rename|replace|unlink|rmdir|mkdir|chmod)\("
-    r"|symlink_to\(|ioctl\(|subprocess\.run\("
-)
-STEPS = {
-    str(module): {
-        number
-        for number, line in enumerate(module.read_text().splitlines(), 1)
-        if CHANGES.search(line)
-    }
-    for module in HERE.glob("*.py")
-}
 
 
 @pytest.fixture(params=["file", pytest.param("device", marks=pytest.mark.root)])
@@ -94,40 +77,6 @@ def live(store: Store, cache: Cache, images: list[ImageVersion], clock: Any) -> 
             if image is not images[0]:
                 cache.release(lease.lease)
         cache.set_desired([])
-
-
-def in_a_child(work: Callable[[], None], die_at: int) -> int:
-    """Run ``work`` in a child that kills itself before its n-th step; how many it took."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        taken = 0
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal taken
-            steps = STEPS.get(frame.f_code.co_filename)
-            if steps is None:
-                return None
-            if event == "line" and frame.f_lineno in steps:
-                taken += 1
-                if taken == die_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        status = 1
-        with suppress(BaseException):
-            sys.settrace(trace)
-            work()
-            sys.settrace(None)
-            os.write(write, str(taken).encode())
-            status = 0
-        os._exit(status)
-    os.close(write)
-    with os.fdopen(read, "rb") as said:
-        steps_taken = said.read()
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL), "the child ends well or is killed"
-    return int(steps_taken or die_at)
 
 
 def check(root: Path, store: Store, cache: Cache, images: list[ImageVersion]) -> None:
