@@ -305,7 +305,7 @@ def _places(name: str, state: Path, pki: Path) -> dict[str, object]:
         return {f"{section}.cert": certs / f"{role}.pem", f"{section}.key": certs / f"{role}.key"}
 
     if name == "up":
-        return {"broker.ca": site / "ca.pem", **pair("broker", "server")}
+        return {"broker.ca": site / "ca.pem", "broker.crl": trust, **pair("broker", "server")}
     bus = {"bus.ca": site / "ca.pem", **pair("bus", name)}
     if name == "seeder":
         return {"images_dir": state / "head" / "images", "ca_directory": trust, **bus}

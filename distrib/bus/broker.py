@@ -7,9 +7,11 @@ back after a cut takes the place of its own dead connection.
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from pathlib import Path
 import structlog
 from pydantic import Field
 
+from distrib.bus import crl
+from distrib.bus.crl import CrlFile
 from distrib.bus.messages import MESSAGE_MAX_BYTES
 from distrib.bus.topics import DEFAULT_PREFIX
 from distrib.child import Child
@@ -47,7 +51,11 @@ class BrokerSettings(Section):
     ca: Path = Field(description="the site's CA: who has a certificate of it may connect")
     cert: Path = Field(description="the broker's certificate")
     key: Path = Field(description="its private key")
-    crl: Path | None = Field(None, description="CRL of the site's CA (PEM); must not be expired")
+    crl: Path | None = Field(
+        None,
+        description="CRL of the site's CA (PEM), or the directory that holds it; followed, and"
+        " must be in date: who is revoked is cut off",
+    )
     prefix: str = Field(
         DEFAULT_PREFIX, pattern=r"^[\w-]+(/[\w-]+)*$", description="first part of every topic"
     )
@@ -81,7 +89,7 @@ def broker_acl(prefix: str, seeders: tuple[str, ...] = ("seeder",)) -> str:
     return "\n".join(lines) + "\n"
 
 
-def broker_config(settings: BrokerSettings, state_dir: Path) -> str:
+def broker_config(settings: BrokerSettings, state_dir: Path, *, crl: Path | None = None) -> str:
     """mosquitto.conf (2.0) for one TLS listener with client certificates."""
     lines = [
         "# Written by distrib at every start of the broker: changes are lost.",
@@ -92,7 +100,7 @@ def broker_config(settings: BrokerSettings, state_dir: Path) -> str:
         f"cafile {settings.ca.absolute()}",
         f"certfile {settings.cert.absolute()}",
         f"keyfile {settings.key.absolute()}",
-        *([] if settings.crl is None else [f"crlfile {settings.crl.absolute()}"]),
+        *([] if crl is None else [f"crlfile {crl}"]),
         "require_certificate true",
         "use_identity_as_username true",
         "use_username_as_clientid true",
@@ -125,6 +133,8 @@ class Broker:
     def __init__(self, settings: BrokerSettings, state_dir: Path) -> None:
         self._settings = settings
         self._state_dir = state_dir.absolute()
+        crls = self._state_dir / "crl.pem"
+        self._crls = None if settings.crl is None else CrlFile(settings.crl, crls)
         self.child = Child(
             "broker",
             (find_mosquitto(), "-c", str(self._state_dir / "mosquitto.conf")),
@@ -148,7 +158,28 @@ class Broker:
         self.write_files()
         async with self.child.running(ready_s=ready_s):
             log.info("broker-ready", where=self.where)
-            yield
+            following = asyncio.create_task(self._follow_crls(), name="broker crl")
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    async def _follow_crls(self) -> None:
+        while self._crls is not None:
+            await asyncio.sleep(crl.POLL_S)
+            try:
+                change = await asyncio.to_thread(self._crls.refresh)
+                if change is crl.Change.REVOKED:
+                    self.write_files()
+            except (ConfigInvalid, OSError) as error:
+                log.warning("crl-not-read", why=str(error))
+                continue
+            # A child that is just being started reads the new file by itself.
+            if change is not crl.Change.NONE and self.child.pid is not None:
+                log.info("broker-crl", change=change.value)
+                revoked = change is crl.Change.REVOKED
+                os.kill(self.child.pid, signal.SIGTERM if revoked else signal.SIGHUP)
 
     def write_files(self) -> None:
         """Configuration and access rules, into the state directory (mode 0700)."""
@@ -158,10 +189,13 @@ class Broker:
                     f"broker.{key} = {path}: no such file, or not readable", hint="see --pki"
                 )
         self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self._crls is not None:
+            self._crls.refresh()
+        crls = self._crls.path if self._crls is not None else None
         acl = broker_acl(self._settings.prefix, self._settings.seeders)
         for name, text in (
             ("acl", acl),
-            ("mosquitto.conf", broker_config(self._settings, self._state_dir)),
+            ("mosquitto.conf", broker_config(self._settings, self._state_dir, crl=crls)),
         ):
             path = self._state_dir / name
             path.write_text(text, encoding="utf-8")
