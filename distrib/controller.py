@@ -119,6 +119,7 @@ class Controller:
         steps = {
             "rollouts": self._rollouts.run(),
             "site list": self._catalogue.publisher.keep_fresh(),
+            "subscriptions": self._catalogue.schedule.run(),
             "crl": self._follow_crls(),
         }
         tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]

@@ -7,7 +7,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter, FastAPI
 
-from distrib.api import audit, endorsers, images, nodes, provenance, rollouts, tokens
+from distrib.api import (
+    audit,
+    endorsers,
+    images,
+    lists,
+    nodes,
+    provenance,
+    rollouts,
+    subscriptions,
+    tokens,
+)
 from distrib.api.accesslog import AccessLog
 from distrib.api.faults import BodyLimits, Guard, install
 from distrib.api.services import Services
@@ -41,6 +51,8 @@ def create_app(services: Services) -> FastAPI:
         provenance.router,
         images.router,
         endorsers.router,
+        subscriptions.router,
+        lists.router,
         nodes.router,
         rollouts.router,
         tokens.router,

@@ -13,12 +13,19 @@ from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.catalogue.denial import Denial
 from distrib.catalogue.endorsers import Endorsers
+from distrib.catalogue.evidence import Evidence
+from distrib.catalogue.fetching import Fetcher
 from distrib.catalogue.history import History
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.intake import Intake
+from distrib.catalogue.passwords import Passwords
+from distrib.catalogue.polling import Poll
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
 from distrib.catalogue.quarantine import Quarantine
+from distrib.catalogue.schedule import Schedule, next_in
 from distrib.catalogue.store import ImageStore
+from distrib.catalogue.subscriptions import Subscriptions
+from distrib.catalogue.taking import Taking
 from distrib.catalogue.versions import SUPERSEDE_GRACE
 from distrib.db.session import Database
 from distrib.trust.chain import TrustMaterial
@@ -39,6 +46,9 @@ class Catalogue:
     denial: Denial
     history: History
     publisher: Publisher
+    subscriptions: Subscriptions
+    schedule: Schedule
+    taking: Taking
 
     @classmethod
     def open(
@@ -55,6 +65,7 @@ class Catalogue:
         max_age_s: float = DEFAULT_MAX_AGE_S,
         resign_interval: timedelta = RESIGN_INTERVAL,
         on_published: Callable[[bytes], None] | None = None,
+        fetcher: Fetcher | None = None,
     ) -> Self:
         """Make the folders and put in order what a crash left; publishes nothing yet.
 
@@ -71,6 +82,27 @@ class Catalogue:
             clock=clock,
             crls=crls,
         )
+        publisher = Publisher(
+            database=database,
+            store=store,
+            identity=identity,
+            clock=clock,
+            trust=site_trust,
+            max_age_s=max_age_s,
+            resign_interval=resign_interval,
+            on_published=on_published,
+        )
+        passwords, evidence = Passwords(state_dir / "secrets"), Evidence(state_dir / "refused")
+        poll = Poll(
+            database=database,
+            store=store,
+            acceptance=acceptance,
+            passwords=passwords,
+            evidence=evidence,
+            fetcher=fetcher or Fetcher(),
+            clock=clock,
+            next_in=next_in,
+        )
         return cls(
             store=store,
             endorsers=Endorsers(database, clock=clock),
@@ -79,14 +111,10 @@ class Catalogue:
             approval=Approval(database=database, store=store, clock=clock, grace=grace),
             denial=Denial(database=database, store=store, clock=clock, grace=grace),
             history=History(database=database, store=store),
-            publisher=Publisher(
-                database=database,
-                store=store,
-                identity=identity,
-                clock=clock,
-                trust=site_trust,
-                max_age_s=max_age_s,
-                resign_interval=resign_interval,
-                on_published=on_published,
+            publisher=publisher,
+            subscriptions=Subscriptions(
+                database=database, passwords=passwords, evidence=evidence, clock=clock
             ),
+            schedule=Schedule(database=database, poll=poll, publisher=publisher, clock=clock),
+            taking=Taking(database=database, clock=clock),
         )

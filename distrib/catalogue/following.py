@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from distrib.catalogue import transitions
@@ -34,6 +34,7 @@ from distrib.trust.reasons import ReasonCode
 # Versions travel in messages, file names and URLs: the bus takes no others (docs/formats).
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.,/+~-]{0,63}")
 _TAKEN = frozenset({ImageState.EXPECTED, ImageState.QUARANTINED, *USABLE})
+_GONE = frozenset({ImageState.DENIED, ImageState.REVOKED})
 
 
 @dataclass(frozen=True)
@@ -100,31 +101,35 @@ def follow(
     return tuple(remarks)
 
 
-def note_lapses(session: Session, change: Change) -> int:
-    """Mark what has lapsed since the last look, and what is endorsed again; how many changed."""
-    alive = Image.state.not_in({ImageState.DENIED, ImageState.REVOKED})
-    over = Image.endorsed_until <= change.at
-    query = select(Image).where(
-        alive,
-        Image.endorsed_until.is_not(None),
-        or_(
-            and_(over, Image.lapsed_at.is_(None)),
-            and_(Image.endorsed_until > change.at, Image.lapsed_at.is_not(None)),
-        ),
-    )
-    rows = session.scalars(query.with_for_update()).all()
-    for row in rows:
+def note_lapses(session: Session, change: Change) -> None:
+    """Mark what has lapsed since the last look, and what is endorsed again."""
+    query = select(Image).where(_turned(change.at)).with_for_update()
+    for row in session.scalars(query).all():
         if row.lapsed_at is None:
             transitions.lapsed(session, row, change)
         else:
             transitions.restored(session, row, change)
-    return len(rows)
+
+
+def lapses_are_due(session: Session, now: datetime) -> bool:
+    """Whether ``note_lapses`` has something to do."""
+    return session.scalar(select(Image.identifier).where(_turned(now)).limit(1)) is not None
+
+
+def _turned(now: datetime) -> ColumnElement[bool]:
+    return and_(
+        Image.state.not_in(_GONE),
+        or_(
+            and_(Image.endorsed_until <= now, Image.lapsed_at.is_(None)),
+            and_(Image.endorsed_until > now, Image.lapsed_at.is_not(None)),
+        ),
+    )
 
 
 def next_lapse(session: Session, now: datetime) -> datetime | None:
     """When the next endorsement ends; None if none does."""
     query = select(Image.endorsed_until).where(
-        Image.endorsed_until > now, Image.state.not_in({ImageState.DENIED, ImageState.REVOKED})
+        Image.endorsed_until > now, Image.state.not_in(_GONE)
     )
     return session.scalar(query.order_by(Image.endorsed_until).limit(1))
 
@@ -133,8 +138,7 @@ def was_taken(row: Image) -> bool:
     """Whether the site has asked for this version at some time."""
     if row.state in _TAKEN or row.before_denial in _TAKEN:
         return True
-    gone = row.state in {ImageState.REVOKED, ImageState.DENIED}
-    return gone and (row.source != "" or row.approved_at is not None)
+    return row.state in _GONE and (row.source != "" or row.approved_at is not None)
 
 
 def _passed_over(endorsed: Endorsed, row: Image | None, foreign: frozenset[str]) -> Remark | None:
@@ -178,7 +182,7 @@ def _drop(
             if row.state != ImageState.REVOKED:
                 transitions.revoked(session, row, signed, change)
         elif key not in listed and row.state == ImageState.ANNOUNCED:
-            transitions.replaced(session, row, change)
+            transitions.forgotten(session, row, why="another version is listed")
             continue
         elif key not in listed:
             # An older version: as long as its UUID is on the list, the endorser stands for it.

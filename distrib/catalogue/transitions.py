@@ -128,9 +128,9 @@ def endorsed_again(session: Session, row: Image, change: Change) -> None:
     log.info("image-endorsed-again", image=image_name(row))
 
 
-def replaced(session: Session, row: Image, change: Change) -> None:
-    """The list names another version now, and nobody had asked for this one: forget it."""
-    log.info("image-replaced", image=image_name(row), list=row.list_identifier, actor=change.actor)
+def forgotten(session: Session, row: Image, *, why: str) -> None:
+    """It was only announced, nobody had asked for it, and nobody offers it any more."""
+    log.info("image-forgotten", image=image_name(row), list=row.list_identifier, why=why)
     session.delete(row)
 
 

@@ -18,12 +18,22 @@ def endorser() -> None:
 @click.option("--dn", required=True, help="Subject of the endorser's certificate.")
 @click.option("--ca", required=True, help="Its issuer.")
 @click.option("--list", "list_identifier", metavar="UUID", help="For this list only.")
+@click.option(
+    "--replace", is_flag=True, help="In the place of everybody who is named for that list."
+)
 @json_option
-def add(*, dn: str, ca: str, list_identifier: str | None, as_json: bool) -> None:
-    """Let somebody sign image lists for this site."""
+def add(*, dn: str, ca: str, list_identifier: str | None, replace: bool, as_json: bool) -> None:
+    """Let somebody sign image lists for this site.
+
+    With --replace nobody else may sign the list any more, also not whom its subscription names;
+    what was accepted before stays.
+    """
+    if replace and list_identifier is None:
+        raise click.UsageError("--replace needs --list")
+    body = {"dn": dn, "ca": ca, "list": list_identifier, "replace": replace}
     with connected() as client:
         try:
-            row = client.post("/endorsers", {"dn": dn, "ca": ca, "list": list_identifier})
+            row = client.post("/endorsers", body)
             already = ""
         except Conflict as error:
             same = error.ids.get("endorser")
@@ -46,9 +56,14 @@ def list_command(*, as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
+    rows = [(row["id"], row["list"] or "any", row) for row in document["endorsers"]]
+    rows += [
+        (f"subscription {row['subscription']}", row["list"] or "its first", row)
+        for row in document.get("subscriptions", [])
+    ]
     print_table(
         ("ID", "LIST", "ENDORSER", "CERTIFIED BY"),
-        [(row["id"], row["list"] or "any", row["dn"], row["ca"]) for row in document["endorsers"]],
+        [(name, image_list, row["dn"], row["ca"]) for name, image_list, row in rows],
         empty="no endorsers: no list is accepted",
     )
 
