@@ -111,6 +111,7 @@ class Pull:
                     group.create_task(
                         source.bring(self.transfer), name=f"{source.name} {self._name}"
                     )
+            await self.transfer.count()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:

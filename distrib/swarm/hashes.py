@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+from contextlib import suppress
 from typing import Any, Final
 
 import libtorrent as lt
@@ -28,6 +29,8 @@ MESSAGE_MAX_BYTES: Final = 1 << 20
 
 SILENCE_S: Final = 5.0
 """A peer that sends nothing for so long is given up."""
+
+GOODBYE_S: Final = 0.5
 
 _PROTOCOL: Final = b"\x13BitTorrent protocol"
 _RESERVED: Final = bytes(7) + b"\x10"  # speaks v2 (BEP 52)
@@ -54,6 +57,7 @@ async def fetch_torrent(
     try:
         await _shake_hands(reader, writer, info)
         layer = await _ask(reader, writer, _root_of(raw_info), info)
+        await _part(reader, writer)
     except (OSError, EOFError, TimeoutError, ValueError) as error:
         raise _gone(info, address, error) from None
     finally:
@@ -116,6 +120,16 @@ async def _answer(
             if (root, base, count) != expected or len(hashes) != count * HASH_BYTES:
                 raise ValueError("hashes that were not asked for")
             return index, hashes
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close, and see the peer close: it takes one connection an address, and the pull's own comes
+    next."""
+    writer.write_eof()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_S):
+            while await reader.read(1 << 16):
+                pass
 
 
 def _root_of(raw_info: bytes) -> bytes:

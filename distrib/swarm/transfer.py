@@ -136,6 +136,10 @@ class Transfer:
                 hint="the disk is too slow or hangs; see the kernel's log",
             ) from None
 
+    async def count(self) -> None:
+        """Bring the counters up to date; between two state updates they lag."""
+        self.on_status(await asyncio.to_thread(self._handle.status))
+
     async def torrent_file(self) -> bytes:
         """The torrent with its piece layers. Raises TorrentMismatch while pieces are missing."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
