@@ -300,15 +300,17 @@ def farm_on_loopback(directory: Path, nodes: int, *, add: bool = True) -> Iterat
 
 @contextmanager
 def farm_on_network(
-    directory: Path, nodes: int, *, rate_mbit: float
+    directory: Path, nodes: int, *, rate_mbit: float, names: int | None = None
 ) -> Iterator[tuple[Farm, Network]]:
-    """A farm in network namespaces, each host on a link of ``rate_mbit`` each way."""
-    names = [f"wn{number}" for number in range(1, nodes + 1)]
+    """A farm in network namespaces, each host on a link of ``rate_mbit`` each way.
+
+    ``names`` is how many nodes get certificates, where some are added later."""
+    called = [f"wn{number}" for number in range(1, (names or nodes) + 1)]
     with shaped_network() as network:
-        farm = Farm(directory, network.add_host(rate_mbit=rate_mbit), names)
+        farm = Farm(directory, network.add_host(rate_mbit=rate_mbit), called)
         try:
             farm.start_head()
-            for name in names:
+            for name in called[:nodes]:
                 farm.add_node(name, network.add_host(rate_mbit=rate_mbit))
             yield farm, network
         finally:

@@ -1,0 +1,1 @@
+"""Other ways to bring a file to many hosts, measured beside distrib."""
