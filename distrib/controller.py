@@ -22,12 +22,15 @@ from distrib.api.app import create_app
 from distrib.api.server import serving
 from distrib.api.services import Services
 from distrib.catalogue.catalogue import Catalogue
+from distrib.catalogue.clock import utc_now
 from distrib.catalogue.identity import FollowedIdentity, SiteIdentity
 from distrib.catalogue.passphrase import find_passphrase
 from distrib.controller_settings import ControllerSettings
 from distrib.db.schema import upgrade
 from distrib.db.session import Database
 from distrib.errors import ConfigInvalid, DistribError
+from distrib.events.delivery import Delivery
+from distrib.events.environment import Site
 from distrib.lock import alone
 from distrib.rollout.service import Rollouts
 from distrib.trust.directory import load_trust_directory
@@ -77,6 +80,13 @@ class Controller:
             resign_interval=timedelta(seconds=settings.site_list.resign_s),
             on_published=self._on_published,
         )
+        self._events = Delivery(
+            database=database,
+            handlers=settings.events.handlers,
+            site=self._event_site(database),
+            clock=utc_now,
+            keep=timedelta(seconds=settings.events.keep_s),
+        )
         self._crls = b""
         self._app = create_app(
             Services(
@@ -90,6 +100,7 @@ class Controller:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then end the calls under way, and say what is still to be said."""
         settings = self._settings
+        await asyncio.to_thread(self._events.register)
         # Who is shown a controller that is ready may count on a site list.
         await asyncio.to_thread(self._catalogue.publisher.publish_if_due)
         self._crls = await asyncio.to_thread(self._read_crls)
@@ -121,6 +132,7 @@ class Controller:
             "site list": self._catalogue.publisher.keep_fresh(),
             "subscriptions": self._catalogue.schedule.run(),
             "crl": self._follow_crls(),
+            "events": self._events.run(),
         }
         tasks = [asyncio.create_task(step, name=name) for name, step in steps.items()]
         for task in tasks:
@@ -135,6 +147,17 @@ class Controller:
             await asyncio.gather(*tasks, return_exceptions=True)
             for task in failed:
                 task.result()
+
+    def _event_site(self, database: Database) -> Site:
+        store = self._catalogue.store
+        return Site(
+            database=database.engine.url.render_as_string(hide_password=True),
+            images=store.images,
+            downloads=store.quarantine,
+            certificates=self._settings.trust.endorsers,
+            image_file=store.image_file,
+            list_file=store.list_file,
+        )
 
     async def _follow_crls(self) -> None:
         while True:

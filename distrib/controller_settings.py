@@ -12,6 +12,7 @@ from distrib.api.server import ApiSettings
 from distrib.bus.mqtt import BusSettings
 from distrib.config import Section, Settings
 from distrib.db.session import sqlite_url
+from distrib.events.settings import EventsSettings
 
 
 class SiteSettings(Section):
@@ -92,6 +93,7 @@ class ControllerSettings(Settings):
     catalogue: CatalogueSettings = CatalogueSettings()
     site_list: SiteListSettings = SiteListSettings()
     rollout: RolloutSettings = RolloutSettings()
+    events: EventsSettings = EventsSettings()
     api: ApiSettings = ApiSettings()
     bus: BusSettings = BusSettings()
 

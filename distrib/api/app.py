@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from distrib.api import (
     audit,
     endorsers,
+    events,
     images,
     lists,
     nodes,
@@ -57,6 +58,7 @@ def create_app(services: Services) -> FastAPI:
         rollouts.router,
         tokens.router,
         audit.router,
+        events.router,
     ):
         app.include_router(router, prefix=PREFIX)
     install(app)

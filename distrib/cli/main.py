@@ -22,6 +22,7 @@ class Commands(LazyGroup):
         "rollout": Lazy("distrib.cli.rollout", "rollout", "Bring an image to nodes; watch it."),
         "token": Lazy("distrib.cli.token", "token", "Tokens of the API."),
         "audit": Lazy("distrib.cli.audit", "audit", "Who did what, and when."),
+        "event": Lazy("distrib.cli.events", "event", "Event handlers: what they were told."),
         "torrent": Lazy("distrib.cli.torrent", "torrent", "Torrents, offline."),
         "up": Lazy("distrib.cli.services", "up", "Broker, controller and seeder, here."),
         "controller": Lazy("distrib.cli.services", "controller", "Run the controller."),
