@@ -84,7 +84,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.open()
 
     @initialize(
-        begun=st.dictionaries(NUMBERS, st.integers(0, 4), max_size=5), wanted=st.sets(NUMBERS)
+        begun=st.dictionaries(NUMBERS, st.integers(0, 4), min_size=2, max_size=5),
+        wanted=st.sets(NUMBERS, min_size=1),
     )
     def a_node_that_has_run_for_a_while(self, begun: dict[int, int], wanted: set[int]) -> None:
         for n, steps in begun.items():
@@ -176,6 +177,20 @@ class CacheMachine(RuleBasedStateMachine):
             assert self.state(n) in (State.ABSENT, State.BLOCKED)
 
     @rule(target=leases, n=NUMBERS, hours=st.integers(1, 5))
+    def a_job_comes(self, n: int, hours: int) -> Any:
+        """For an image that is ready, where there is one."""
+        ready = [m for m in range(1, 7) if self.state(m) is State.READY]
+        return self.lease(ready[n % len(ready)] if ready else n, hours)
+
+    @rule(target=leases, n=NUMBERS, hours=st.integers(1, 5))
+    def an_image_comes_and_a_job(self, n: int, hours: int) -> Any:
+        self.bring(n)
+        return self.lease(n, hours)
+
+    @rule(target=leases, n=NUMBERS, hours=st.integers(1, 5))
+    def a_job_comes_for_any_image(self, n: int, hours: int) -> Any:
+        return self.lease(n, hours)
+
     def lease(self, n: int, hours: int) -> Any:
         state, kept = self.state(n), self.protected()
         until = self.now + timedelta(hours=hours)
@@ -454,7 +469,7 @@ class DeviceMachine(CacheMachine):
 
 
 ORDINARY = settings(
-    max_examples=40,
+    max_examples=55,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
@@ -462,7 +477,7 @@ ORDINARY = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-LONG = settings(ORDINARY, max_examples=800, derandomize=False, print_blob=True)
+LONG = settings(ORDINARY, max_examples=1100, derandomize=False, print_blob=True)
 
 
 def test_whatever_is_done_to_store_file_the_invariants_hold() -> None:
