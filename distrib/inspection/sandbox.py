@@ -235,9 +235,10 @@ def _bubblewrap(view: _View, also: Sequence[Path], rules: int) -> list[str]:
     return [
         program,
         *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-        *binds,
         *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-        *("--size", str(_TMP_BYTES), "--tmpfs", "/tmp", "--remount-ro", "/"),  # noqa: S108
+        *("--size", str(_TMP_BYTES), "--tmpfs", "/tmp"),  # noqa: S108
+        *binds,
+        *("--remount-ro", "/"),
         *("--chdir", "/", "--clearenv", "--setenv", "PATH", _TOOL_DIRS, "--setenv", "LC_ALL", "C"),
         *("--setenv", "HOME", "/tmp", "--seccomp", str(rules), "--"),  # noqa: S108
     ]
