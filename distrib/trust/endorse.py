@@ -12,7 +12,13 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from distrib.trust.fields import format_time
-from distrib.trust.imagelist import ImageListInvalid, parse_image_list
+from distrib.trust.imagelist import (
+    ENDORSER_TEXTS,
+    IMAGE_TEXTS,
+    LIST_TEXTS,
+    ImageListInvalid,
+    parse_image_list,
+)
 from distrib.trust.jsontext import Json, JsonRefused, load_json, render_json
 from distrib.trust.names import slash_form
 from distrib.trust.reasons import Reason, ReasonCode
@@ -33,30 +39,49 @@ def stamp_list(
     """The list, ready to be signed with ``certificate``: rendered JSON.
 
     created = ``now``, expires = ``now + lifetime``, ``hv:dn`` and ``hv:ca`` from the certificate,
-    and with ``bump`` the next version. ``ImageListInvalid`` if verifiers would refuse the list for
-    its form.
+    and with ``bump`` the next version. Texts that only describe are there afterwards, if empty:
+    the readers of 2011 ask for every one. ``ImageListInvalid`` if verifiers would refuse the list
+    for its form.
     """
     try:
         document = load_json(content)
     except JsonRefused as error:
         raise ImageListInvalid([error.reason]) from None
+    beside: dict[str, Json] = {}
     if isinstance(document, dict) and "hv:imagelist" in document:
-        document = document["hv:imagelist"]
+        beside, document = document, document["hv:imagelist"]
     if not isinstance(document, dict):
         raise ImageListInvalid([Reason(ReasonCode.FIELD_INVALID, "list: is not an object")])
-    stamped = dict(document)
+    stamped: dict[str, Json] = dict.fromkeys(LIST_TEXTS.values(), "") | document
+    if isinstance(images := stamped.get("hv:images"), list):
+        stamped["hv:images"] = [_with_texts(entry) for entry in images]
     stamped["dc:date:created"] = format_time(now)
     stamped["dc:date:expires"] = format_time(now + lifetime)
     own_name: dict[str, Json] = {
         "hv:dn": slash_form(certificate.subject),
         "hv:ca": slash_form(certificate.issuer),
     }
-    stamped["hv:endorser"] = {"hv:x509": _stated_endorser(document) | own_name}
+    stated = document.get("hv:endorser")
+    endorser = dict(stated) if isinstance(stated, dict) else {}
+    x509_keys = endorser.get("hv:x509")
+    endorser["hv:x509"] = (
+        dict.fromkeys(ENDORSER_TEXTS.values(), "")
+        | (x509_keys if isinstance(x509_keys, dict) else {})
+        | own_name
+    )
+    stamped["hv:endorser"] = endorser
     if bump:
         stamped["hv:version"] = next_version(document.get("hv:version"))
-    rendered = render_json({"hv:imagelist": stamped})
+    rendered = render_json(beside | {"hv:imagelist": stamped})
     _check(rendered)
     return rendered
+
+
+def _with_texts(entry: Json) -> Json:
+    image = entry.get("hv:image") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(image, dict):
+        return entry
+    return entry | {"hv:image": dict.fromkeys(IMAGE_TEXTS.values(), "") | image}
 
 
 def next_version(version: Json) -> str:
@@ -68,12 +93,6 @@ def next_version(version: Json) -> str:
     if match is None:
         return f"{text}.1"
     return f"{match[1]}{int(match[2]) + 1}"
-
-
-def _stated_endorser(document: dict[str, Json]) -> dict[str, Json]:
-    endorser = document.get("hv:endorser")
-    stated = endorser.get("hv:x509") if isinstance(endorser, dict) else None
-    return dict(stated) if isinstance(stated, dict) else {}
 
 
 def _check(rendered: bytes) -> None:

@@ -96,7 +96,7 @@ class FieldReader:
     def version(self, key: str) -> str:
         """A version, of at most 255 characters."""
         value = self.take(key, required=False)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT:
             return str(value)
         return self.text(key, pattern=r"(?s).{1,255}")
 

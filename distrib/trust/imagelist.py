@@ -48,18 +48,25 @@ class ImageListInvalid(TrustRefused):
 
 @dataclass(frozen=True, slots=True)
 class Endorser:
-    """``hv:endorser``: who the list says has signed it. ``dn`` and ``ca`` are in slash form."""
+    """``hv:endorser``: who the list says has signed it. ``dn`` and ``ca`` are in slash form.
+
+    ``extra`` are other keys of ``hv:x509``, ``beside`` those next to it.
+    """
 
     dn: str
     ca: str
     email: str = ""
     creator: str = ""
     extra: Mapping[str, Json] = field(default_factory=dict)
+    beside: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One ``hv:image``. ``size_bytes`` and ``sha512`` speak of the file as downloaded."""
+    """One ``hv:image``. ``size_bytes`` and ``sha512`` speak of the file as downloaded.
+
+    ``extra`` are its other keys, ``beside`` those next to ``hv:image``.
+    """
 
     identifier: str
     version: str
@@ -76,11 +83,15 @@ class Image:
     format: str | None = None
     expires: datetime | None = None
     extra: Mapping[str, Json] = field(default_factory=dict)
+    beside: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageList:
-    """One list. Times are aware, in UTC; ``identifier`` is a lowercase UUID."""
+    """One list. Times are aware, in UTC; ``identifier`` is a lowercase UUID.
+
+    ``extra`` are its other keys, ``beside`` those next to ``hv:imagelist``.
+    """
 
     identifier: str
     version: str
@@ -93,15 +104,17 @@ class ImageList:
     source: str = ""
     uri: str = ""
     extra: Mapping[str, Json] = field(default_factory=dict)
+    beside: Mapping[str, Json] = field(default_factory=dict)
 
 
-_LIST_TEXTS = {
+#: The texts that only describe, by the names that they have here.
+LIST_TEXTS = {
     "title": "dc:title",
     "description": "dc:description",
     "source": "dc:source",
     "uri": "hv:uri",
 }
-_IMAGE_TEXTS = {
+IMAGE_TEXTS = {
     "title": "dc:title",
     "description": "dc:description",
     "hypervisor": "hv:hypervisor",
@@ -110,7 +123,7 @@ _IMAGE_TEXTS = {
     "os_version": "sl:osversion",
     "comments": "sl:comments",
 }
-_ENDORSER_TEXTS = {"email": "hv:email", "creator": "dc:creator"}
+ENDORSER_TEXTS = {"email": "hv:email", "creator": "dc:creator"}
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
@@ -135,26 +148,28 @@ def parse_image_list(content: bytes) -> ImageList:
     except JsonRefused as error:
         raise ImageListInvalid([error.reason]) from None
     faults: list[Reason] = []
+    beside: dict[str, Json] = {}
     if isinstance(document, dict) and "hv:imagelist" in document:
+        beside = {key: value for key, value in document.items() if key != "hv:imagelist"}
         document = document["hv:imagelist"]
-    parsed = _read_list(FieldReader(document, "list", faults))
+    parsed = _read_list(FieldReader(document, "list", faults), beside)
     if parsed is None or faults:
         raise ImageListInvalid(faults)
     return parsed
 
 
-def _read_list(reader: FieldReader) -> ImageList | None:
+def _read_list(reader: FieldReader, beside: dict[str, Json]) -> ImageList | None:
     created, expires = reader.time("dc:date:created"), reader.time("dc:date:expires")
     if created and expires and expires <= created:
         reader.fault(ReasonCode.FIELD_INVALID, "dc:date:expires", "is not after dc:date:created")
     identifier, version = reader.uuid("dc:identifier"), reader.version("hv:version")
-    texts = {name: reader.text(key, required=False) for name, key in _LIST_TEXTS.items()}
-    endorser = _read_endorser(reader.nested("hv:endorser").nested("hv:x509"))
+    texts = {name: reader.text(key, required=False) for name, key in LIST_TEXTS.items()}
+    endorser = _read_endorser(reader.nested("hv:endorser"))
     images = []
     for number, entry in enumerate(reader.array("hv:images")):
         where = f"image {number}"
         holder = FieldReader(entry, where, reader.faults)
-        images.append(_read_image(holder.nested("hv:image", where)))
+        images.append(_read_image(holder.nested("hv:image", where), holder.rest()))
     if created is None or expires is None:
         return None
     return ImageList(
@@ -165,21 +180,23 @@ def _read_list(reader: FieldReader) -> ImageList | None:
         endorser=endorser,
         images=tuple(images),
         extra=reader.rest(),
+        beside=beside,
         **texts,
     )
 
 
-def _read_endorser(reader: FieldReader) -> Endorser:
+def _read_endorser(holder: FieldReader) -> Endorser:
+    reader = holder.nested("hv:x509")
     dn, ca = reader.text("hv:dn"), reader.text("hv:ca")
-    texts = {name: reader.text(key, required=False) for name, key in _ENDORSER_TEXTS.items()}
-    return Endorser(dn=dn, ca=ca, extra=reader.rest(), **texts)
+    texts = {name: reader.text(key, required=False) for name, key in ENDORSER_TEXTS.items()}
+    return Endorser(dn=dn, ca=ca, extra=reader.rest(), beside=holder.rest(), **texts)
 
 
-def _read_image(reader: FieldReader) -> Image:
+def _read_image(reader: FieldReader, beside: dict[str, Json]) -> Image:
     identifier = reader.uuid("dc:identifier")
     if identifier:
         reader.where = f"image {identifier}"
-    texts = {name: reader.text(key, required=False) for name, key in _IMAGE_TEXTS.items()}
+    texts = {name: reader.text(key, required=False) for name, key in IMAGE_TEXTS.items()}
     return Image(
         identifier=identifier,
         version=reader.version("hv:version"),
@@ -189,6 +206,7 @@ def _read_image(reader: FieldReader) -> Image:
         format=reader.text("hv:format", required=False) or None,
         expires=reader.time("dc:date:expires", required=False),
         extra=reader.rest(),
+        beside=beside,
         **texts,
     )
 
@@ -197,17 +215,19 @@ def render_image_list(image_list: ImageList) -> bytes:
     """The list as JSON, sorted keys and indent 4, as the field's tools write it; with ``extra``."""
     endorser = image_list.endorser
     x509 = dict(endorser.extra) | {"hv:dn": endorser.dn, "hv:ca": endorser.ca}
-    x509 |= {key: getattr(endorser, name) for name, key in _ENDORSER_TEXTS.items()}
+    x509 |= {key: getattr(endorser, name) for name, key in ENDORSER_TEXTS.items()}
     document: dict[str, Json] = dict(image_list.extra) | {
         "dc:identifier": image_list.identifier,
         "dc:date:created": format_time(image_list.created),
         "dc:date:expires": format_time(image_list.expires),
         "hv:version": image_list.version,
-        "hv:endorser": {"hv:x509": x509},
-        "hv:images": [{"hv:image": _image_object(image)} for image in image_list.images],
+        "hv:endorser": dict(endorser.beside) | {"hv:x509": x509},
+        "hv:images": [
+            dict(image.beside) | {"hv:image": _image_object(image)} for image in image_list.images
+        ],
     }
-    document |= {key: getattr(image_list, name) for name, key in _LIST_TEXTS.items()}
-    return render_json({"hv:imagelist": document})
+    document |= {key: getattr(image_list, name) for name, key in LIST_TEXTS.items()}
+    return render_json(dict(image_list.beside) | {"hv:imagelist": document})
 
 
 def _image_object(image: Image) -> dict[str, Json]:
@@ -218,7 +238,7 @@ def _image_object(image: Image) -> dict[str, Json]:
         "hv:size": image.size_bytes,
         "sl:checksum:sha512": image.sha512,
     }
-    document |= {key: getattr(image, name) for name, key in _IMAGE_TEXTS.items()}
+    document |= {key: getattr(image, name) for name, key in IMAGE_TEXTS.items()}
     if image.format is not None:
         document["hv:format"] = image.format
     if image.expires is not None:

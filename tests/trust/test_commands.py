@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     PrivateFormat,
+    load_pem_private_key,
 )
 
 from distrib.cli.lists import lists
@@ -90,6 +96,7 @@ def test_sign_then_verify(draft: Path, pki: Path, openssl: OpenSsl) -> None:
         "hv:dn": "/O=Experiment/CN=Endorser",
         "hv:ca": "/O=Experiment/CN=Experiment CA",
         "hv:email": "jane@example.org",
+        "dc:creator": "",
     }
     assert content["hv:imagelist"]["ad:vo"] == "some.vo"
     verified = run(
@@ -160,18 +167,66 @@ def test_a_list_that_verifiers_would_refuse_is_not_signed(draft: Path, pki: Path
     assert not draft.with_suffix(".signed").exists()
 
 
-def test_a_key_with_a_passphrase(draft: Path, pki: Path, tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+def test_a_key_with_a_passphrase(
+    draft: Path, pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = lock(pki, tmp_path)
+    arguments = ["sign", draft, "--cert", pki / "certs" / "Endorser.pem", "--key", locked, "-o", tmp_path / "o"]  # noqa: E501  # fmt: skip
+    with pytest.raises(ConfigInvalid, match="no terminal") as refused:
+        run(lists, *arguments)
+    assert "DISTRIB_KEY_PASSPHRASE" in refused.value.hint
+    for number, (secret, good) in enumerate([("secret\n", True), ("wrong", False)]):
+        file = tmp_path / f"passphrase{number}"
+        file.write_text(secret)
+        if good:
+            assert run(lists, *arguments, "--passphrase-file", file).exit_code == 0
+            continue
+        with pytest.raises(ConfigInvalid, match="passphrase is another"):
+            run(lists, *arguments, "--passphrase-file", file)
+    monkeypatch.setenv("DISTRIB_KEY_PASSPHRASE", "secret")
+    assert run(lists, *arguments).exit_code == 0
+    with pytest.raises(NotFound, match="nowhere"):
+        run(lists, *arguments, "--passphrase-file", tmp_path / "nowhere")
 
+
+def test_a_passphrase_is_asked_for_on_a_terminal(draft: Path, pki: Path, tmp_path: Path) -> None:
+    """And is not shown there."""
+    arguments = ["sign", draft, "--cert", pki / "certs" / "Endorser.pem",
+                 "--key", lock(pki, tmp_path), "-o", tmp_path / "o"]  # fmt: skip
+    command = [sys.executable, "-m", "distrib.cli.main", "list", *map(str, arguments)]
+    main, terminal = pty.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command], stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    shown = b""
+    while b"Passphrase of the key" not in shown:
+        shown += os.read(main, 1000)
+    os.write(main, b"secret\n")
+    with contextlib.suppress(OSError):
+        while chunk := os.read(main, 1000):
+            shown += chunk
+    assert child.wait(30) == 0
+    assert b"secret" not in shown
+    os.close(main)
+
+
+def test_the_key_must_be_the_certificates(draft: Path, pki: Path, tmp_path: Path) -> None:
+    other = pki.parent / "site" / "certs" / "catalogue.key"
+    with pytest.raises(ConfigInvalid, match="does not belong"):
+        run(lists, "sign", draft, "--cert", pki / "certs" / "Endorser.pem", "--key", other,
+            "-o", tmp_path / "o")  # fmt: skip
+    assert not (tmp_path / "o").exists()
+
+
+def lock(pki: Path, directory: Path) -> Path:
+    """The endorser's key, under the passphrase ``secret``."""
     key = load_pem_private_key((pki / "certs" / "Endorser.key").read_bytes(), None)
-    locked = tmp_path / "locked.key"
+    locked = directory / "locked.key"
     locked.write_bytes(
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
     )
-    arguments = ["sign", draft, "--cert", pki / "certs" / "Endorser.pem", "--key", locked, "-o", tmp_path / "o"]  # noqa: E501  # fmt: skip
-    assert run(lists, *arguments, stdin="secret\n").exit_code == 0
-    with pytest.raises(ConfigInvalid, match="private key"):
-        run(lists, *arguments, stdin="wrong\n")
+    return locked
 
 
 def test_usage(draft: Path, pki: Path, tmp_path: Path) -> None:
