@@ -51,14 +51,15 @@ async def choose(
     for the probe may be made."""
     if setting != "auto":
         return setting
-    answer = await asyncio.to_thread(_recall, remembered)
+    answer = await asyncio.to_thread(recall, remembered)
     if answer is None:
         answer = await guest_runs("kvm", agent=agent, hypervisor=hypervisor, run_dir=run_dir)
         await asyncio.to_thread(_remember, remembered, answer)
     return "kvm" if answer else "qemu"
 
 
-def _recall(remembered: Path | None) -> bool | None:
+def recall(remembered: Path | None) -> bool | None:
+    """Whether KVM works, as was found out since the host booted; None where it was not."""
     if not KVM_DEVICE.exists():
         return False
     if remembered is None:
