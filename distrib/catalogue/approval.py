@@ -32,6 +32,7 @@ from distrib.catalogue.versions import (
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import Alias, Image, ImageState
+from distrib.db.outbox import EventType, emit
 from distrib.db.references import aliases_of, identifier_of, image_name
 from distrib.db.session import Database
 from distrib.errors import Conflict, DigestMismatch, Revoked, TrustRefused
@@ -195,6 +196,7 @@ class Approval:
                 supersede_others(session, fresh, now=now, grace=self._grace, actor=actor)
                 fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
                 fresh.approved_at, fresh.until = now, None
+                emit(session, now, EventType.AVAILABLE_PREFIX, image=fresh)
             if audience is not None:
                 fresh.audience = _audience_column(audience)
             for alias in aliases:

@@ -21,6 +21,7 @@ from distrib.catalogue.versions import (
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Image, ImageState
+from distrib.db.outbox import EventType, emit
 from distrib.db.references import USABLE, image_name
 from distrib.db.session import Database
 from distrib.errors import Conflict, Revoked
@@ -55,6 +56,8 @@ class Denial:
                 return row
             row.before_denial = row.state
             row.state, row.since, row.reason = ImageState.DENIED, self._clock(), reason
+            if row.before_denial in USABLE:
+                emit(session, row.since, EventType.EXPIRE_PREFIX, image=row)
             rise(session, CATALOGUE_CHANGES)
             record(
                 session,
@@ -95,6 +98,8 @@ class Denial:
             row.since, row.reason, row.before_denial = now, reason, None
             if row.state == ImageState.APPROVED:
                 supersede_others(session, row, now=now, grace=self._grace, actor=actor)
+            if row.state in USABLE:
+                emit(session, now, EventType.AVAILABLE_PREFIX, image=row)
             rise(session, CATALOGUE_CHANGES)
             record(
                 session,

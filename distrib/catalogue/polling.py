@@ -25,6 +25,7 @@ from distrib.catalogue.passwords import Passwords
 from distrib.catalogue.store import ImageStore
 from distrib.catalogue.subscriptions import check_unbound, found_subscription
 from distrib.db.intake_models import Subscription, Take
+from distrib.db.outbox import EventType, emit, one_run
 from distrib.db.session import Database
 from distrib.errors import DistribError, NotFound, TimedOut, TrustRefused
 from distrib.trust.verify import AuthorisedEndorser
@@ -104,8 +105,12 @@ class Poll:
 
     async def run(self, subscription_id: int, *, actor: str) -> Subscription:
         """Poll now; the row says how it ended. Raises NotFound, and what the database says."""
+        with one_run():
+            return await self._run(subscription_id, actor)
+
+    async def _run(self, subscription_id: int, actor: str) -> Subscription:
         row = await asyncio.to_thread(self._row, subscription_id)
-        self._begins(row)
+        await asyncio.to_thread(self._begins, row)
         try:
             async with asyncio.timeout(self._limit_s):
                 return await self._polled(row, actor)
@@ -155,7 +160,7 @@ class Poll:
                     self._acceptance.note_refusal(session, examined, actor=actor)
             else:
                 ending = self._accept(session, row, examined, fetched, actor)
-            self._ended(row, ending)
+            self._ended(session, row, ending)
         if examined.reasons and fetched.message is not None:
             self._keep_refused(row, examined)
         return row
@@ -173,14 +178,16 @@ class Poll:
     def _note(self, subscription_id: int, ending: Ending) -> Subscription:
         with self._database.transaction() as session:
             row = found_subscription(session, subscription_id)
-            self._ended(row, ending)
+            self._ended(session, row, ending)
             return row
 
     def _begins(self, row: Subscription) -> None:
         """A poll begins: the one place."""
         log.debug("poll-begins", subscription=row.id, url=row.url)
+        with self._database.transaction() as session:
+            emit(session, self._clock(), EventType.PROCESS_PREFIX, list=row.identifier)
 
-    def _ended(self, row: Subscription, ending: Ending) -> None:
+    def _ended(self, session: Session, row: Subscription, ending: Ending) -> None:
         """A poll has ended: the one place, in the transaction of what it changed."""
         now = self._clock()
         row.failures = 0 if ending.fresh else row.failures + 1
@@ -192,6 +199,7 @@ class Poll:
             level(
                 "list-polled", subscription=row.id, url=row.url, code=ending.code, text=ending.text
             )
+        emit(session, now, EventType.PROCESS_POSTFIX, list=row.identifier)
         row.code, row.text = ending.code, ending.text
         row.reasons = {
             "exit": ending.exit_status,

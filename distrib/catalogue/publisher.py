@@ -23,6 +23,7 @@ from distrib.catalogue.clock import Clock
 from distrib.catalogue.entries import image_of
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.store import ImageStore, write_atomically
+from distrib.catalogue.telling import tell_published
 from distrib.db.audit import record
 from distrib.db.counters import (
     CATALOGUE_CHANGES,
@@ -33,6 +34,7 @@ from distrib.db.counters import (
     value_of,
 )
 from distrib.db.models import Image, ImageState
+from distrib.db.outbox import one_run
 from distrib.db.references import aliases_of, is_listed
 from distrib.db.session import Database
 from distrib.errors import DistribError
@@ -176,7 +178,7 @@ class Publisher:
 
     def _publish(self, *, why: str, actor: str) -> PublishedList:
         now, identity = self._clock(), self._identity()
-        with self._database.transaction() as session:
+        with one_run(), self._database.transaction() as session:
             before = self._carried_by(value_of(session, SITE_LIST_VERSION))
             floor = max(self._store.newest_site_list_version() + 1, int(now.timestamp()))
             version = rise(session, SITE_LIST_VERSION, at_least=floor)
@@ -203,6 +205,7 @@ class Publisher:
                 added=sorted(carried - before),
                 removed=sorted(before - carried),
             )
+            tell_published(session, before=before, after=carried, at=now)
             # On disk before the commit: a version that a node may have seen is never given twice.
             write_atomically(self._store.site_list_version_file(version), message, mode=0o444)
             write_atomically(self._store.site_list_file, message)

@@ -16,7 +16,8 @@ from distrib.catalogue.entries import entry_of
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Image, ImageState
-from distrib.db.references import image_name
+from distrib.db.outbox import EventType, emit
+from distrib.db.references import USABLE, image_name
 from distrib.trust.imagelist import Image as Endorsed
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ def announced(session: Session, endorsed: Endorsed, signed: AcceptedList, change
     _describe(row, endorsed, signed)
     session.add(row)
     session.flush()
+    emit(session, change.at, EventType.IMAGE_NEW, image=row)
     log.info("image-announced", image=image_name(row), title=row.title, list=row.list_identifier)
     return row
 
@@ -96,6 +98,7 @@ def revoked(session: Session, row: Image, signed: AcceptedList, change: Change) 
     if row.state == ImageState.DENIED:
         row.before_denial = ImageState.REVOKED
         return
+    was_usable = row.state in USABLE
     row.state, row.since = ImageState.REVOKED, change.at
     row.reason = f"no longer on the list {signed.identifier} {signed.version}"
     rise(session, CATALOGUE_CHANGES)
@@ -108,6 +111,8 @@ def revoked(session: Session, row: Image, signed: AcceptedList, change: Change) 
         list=signed.identifier,
         list_version=signed.version,
     )
+    if was_usable:
+        emit(session, change.at, EventType.EXPIRE_PREFIX, image=row)
     log.warning("image-revoked", image=image_name(row), why=row.reason)
 
 
@@ -149,6 +154,8 @@ def lapsed(session: Session, row: Image, change: Change) -> None:
         state=row.state,
         endorsed_until=row.endorsed_until.isoformat() if row.endorsed_until else None,
     )
+    if row.state in USABLE:
+        emit(session, change.at, EventType.EXPIRE_PREFIX, image=row)
     log.warning("image-lapsed", image=image_name(row), endorsed_until=str(row.endorsed_until))
 
 
@@ -167,6 +174,8 @@ def restored(session: Session, row: Image, change: Change) -> None:
         state=row.state,
         endorsed_until=row.endorsed_until.isoformat() if row.endorsed_until else None,
     )
+    if row.state in USABLE:
+        emit(session, change.at, EventType.AVAILABLE_PREFIX, image=row)
     log.info("image-restored", image=image_name(row), state=row.state)
 
 

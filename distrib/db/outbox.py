@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from distrib.db.intake_models import Event
@@ -23,6 +25,7 @@ from distrib.db.references import image_name, is_listed
 from distrib.trust.imagelist import version_key
 
 VALUE_MAX_BYTES = 4096
+_NAMES_AT_ONCE = 500
 RUN_VARIABLE = "VMCATCHER_EVENT_UUID_SESSION"
 INFOHASH_VARIABLE = "DISTRIB_EVENT_INFOHASH"
 LIST_SHA512_VARIABLE = "DISTRIB_EVENT_LIST_SHA512"
@@ -44,8 +47,14 @@ class EventType(StrEnum):
     EXPIRE_POSTFIX = "ExpirePostfix"
 
 
-_EXPIRES = frozenset({EventType.EXPIRE_PREFIX, EventType.EXPIRE_POSTFIX})
-_IMAGE_LIFE = _EXPIRES | {EventType.AVAILABLE_PREFIX, EventType.AVAILABLE_POSTFIX}
+_run: ContextVar[str | None] = ContextVar("events-run", default=None)
+
+_IMAGE_LIFE = (
+    EventType.AVAILABLE_PREFIX,
+    EventType.AVAILABLE_POSTFIX,
+    EventType.EXPIRE_PREFIX,
+    EventType.EXPIRE_POSTFIX,
+)
 _OF_ENTRY = {
     "dc:description": "VMCATCHER_EVENT_DC_DESCRIPTION",
     "dc:title": "VMCATCHER_EVENT_DC_TITLE",
@@ -61,9 +70,17 @@ _OF_ENTRY = {
 }
 
 
-def new_run() -> str:
-    """The UUID that the events of one run (a poll, the making of a site list) have in common."""
-    return str(uuid.uuid4())
+@contextmanager
+def one_run() -> Iterator[None]:
+    """What is emitted in the block (a poll, the making of a site list) has one UUID in common.
+
+    Also in threads that the block starts by ``asyncio.to_thread``, which carries the context.
+    """
+    before = _run.set(str(uuid.uuid4()))
+    try:
+        yield
+    finally:
+        _run.reset(before)
 
 
 def emit(
@@ -73,21 +90,20 @@ def emit(
     *,
     image: Image | None = None,
     list: str | None = None,
-    run: str | None = None,
 ) -> Event:
     """Queue an event in the caller's transaction; ``list`` is a list's UUID.
 
     The caller holds the lock on the image's row, so events of an image have the order of its
-    changes. ``run`` None: a run of its own.
+    changes. Outside of ``one_run`` it is a run of its own.
     """
-    environment = {"VMCATCHER_EVENT_TYPE": str(type), RUN_VARIABLE: run or new_run()}
+    environment = {"VMCATCHER_EVENT_TYPE": str(type), RUN_VARIABLE: _run.get() or str(uuid.uuid4())}
     subject = list or ""
     if list:
         environment["VMCATCHER_EVENT_IL_DC_IDENTIFIER"] = list
     if image is not None:
         subject = image_name(image)
         environment |= _image_environment(image)
-        if type in _EXPIRES and (newer := _newer_listed(session, image, at)) is not None:
+        if type in _IMAGE_LIFE and (newer := _newer_listed(session, image, at)) is not None:
             environment[REPLACED_BY_VARIABLE] = newer
     event = Event(at=at, type=str(type), subject=subject, environment=cleaned(environment))
     session.add(event)
@@ -95,13 +111,22 @@ def emit(
     return event
 
 
-def last_of(session: Session, image: Image) -> EventType | None:
-    """The newest ``Available…`` or ``Expire…`` that was emitted of the image version."""
-    query = select(Event.type).where(
-        Event.subject == image_name(image), Event.type.in_([str(one) for one in _IMAGE_LIFE])
-    )
-    found = session.scalar(query.order_by(Event.id.desc()).limit(1))
-    return None if found is None else EventType(found)
+def last_of(session: Session, images: Collection[str]) -> dict[str, EventType]:
+    """The newest ``Available…`` or ``Expire…`` of each of those ``UUID@VERSION`` that has one."""
+    found: dict[str, EventType] = {}
+    names = sorted(images)
+    for first in range(0, len(names), _NAMES_AT_ONCE):
+        newest = (
+            select(func.max(Event.id))
+            .where(
+                Event.subject.in_(names[first : first + _NAMES_AT_ONCE]),
+                Event.type.in_([str(one) for one in _IMAGE_LIFE]),
+            )
+            .group_by(Event.subject)
+        )
+        rows = session.execute(select(Event.subject, Event.type).where(Event.id.in_(newest)))
+        found |= {subject: EventType(type_) for subject, type_ in rows}
+    return found
 
 
 def cleaned(environment: Mapping[str, str]) -> dict[str, Any]:
