@@ -7,10 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from uuid import uuid4
 
 from distrib.errors import ToolMissing
 from distrib.inspection.checks.subject import Check, Facts, Finding, Outcome, Part, Subject
+from distrib.inspection.cut import cut_out
 from distrib.inspection.disk import Content, Region, layout_of
 from distrib.inspection.readers.ext import ExtReader
 from distrib.inspection.readers.fat import FatReader
@@ -19,7 +19,6 @@ from distrib.inspection.readers.xfs import XfsReader
 from distrib.inspection.sandbox import Sandbox, ToolFailed
 
 _FILELESS = frozenset({Content.SWAP, Content.BOOT_CODE, Content.NOTHING})
-_COPY_STEP_BYTES = 16 << 20
 
 
 async def inspect(
@@ -66,48 +65,15 @@ async def _part(
         elif region.content is Content.XFS:
             at_start = descriptor
             if region.offset != 0:
-                at_start = await asyncio.to_thread(_cut, stack, folder, descriptor, region)
-            reader = XfsReader(at_start, sandbox)
+                size_bytes = region.size_bytes
+                file = await asyncio.to_thread(
+                    cut_out, descriptor, region.offset, size_bytes, folder=folder, mode=0o644
+                )
+                at_start = stack.enter_context(file).fileno()
+            reader = XfsReader(at_start, folder, sandbox)
         else:
             return Part(name, None, "no reader here knows that")
         await reader.check()
     except (NotReadable, ToolFailed, ToolMissing) as error:
         return Part(name, None, str(error))
     return Part(name, Tree(reader))
-
-
-def _cut(stack: ExitStack, folder: Path, descriptor: int, region: Region) -> int:
-    """A region as a sparse file of its own, which has no name any more: it goes with the process.
-
-    The kernel shares the blocks where the file system can (copy_file_range(2)).
-    """
-    place = folder / f".cut-{uuid4().hex}"
-    try:
-        file = stack.enter_context(place.open("x+b"))
-        place.unlink()
-        os.fchmod(file.fileno(), 0o644)
-        file.truncate(region.size_bytes)
-        position, end = region.offset, region.offset + region.size_bytes
-        while (start := _data_from(descriptor, position, end)) < end:
-            hole = min(os.lseek(descriptor, start, os.SEEK_HOLE), end)
-            while start < hole:
-                start += os.copy_file_range(
-                    descriptor,
-                    file.fileno(),
-                    min(_COPY_STEP_BYTES, hole - start),
-                    start,
-                    start - region.offset,
-                )
-            position = hole
-    except OSError as error:
-        raise NotReadable(f"it cannot be cut out: {error.strerror}") from None
-    return file.fileno()
-
-
-def _data_from(descriptor: int, position: int, end: int) -> int:
-    if position >= end:
-        return end
-    try:
-        return os.lseek(descriptor, position, os.SEEK_DATA)
-    except OSError:
-        return end  # ENXIO: holes only

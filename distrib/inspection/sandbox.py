@@ -200,7 +200,9 @@ def _view(tool: str, *, system: bool) -> _View:
         return _View(program, own, (), system=True)
     files = {program, _PRLIMIT} | _libraries(program) | _libraries(_PRLIMIT)
     # mtools turns names to the terminal's characters with modules that it loads by itself.
-    gconv = {Path(file).parent / "gconv" for file in files if Path(file).name == "libc.so.6"}
+    gconv = {
+        Path(file).resolve().parent / "gconv" for file in files if Path(file).name == "libc.so.6"
+    }
     also = tuple(path for path in gconv if path.is_dir())
     return _View(program, tuple(sorted(files)), also, system=False)
 

@@ -7,11 +7,14 @@ The bytes of a file are read by us, from the blocks that xfs_db names.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
+from distrib.inspection.cut import cut_out
 from distrib.inspection.readers.tree import FILE_MAX_BYTES, Entry, Kind, NotReadable
 from distrib.inspection.sandbox import Limits, Sandbox, fd_path
 
@@ -22,6 +25,7 @@ _EXTENT = re.compile(
 _FIELD = re.compile(rb"^([\w.]+) = (.*)$", re.MULTILINE)
 _KINDS = {b"regular": Kind.FILE, b"directory": Kind.FOLDER, b"symlink": Kind.LINK}
 _GOOD = b" (good)\n"
+_GROUP_BITS_MAX = 31
 _FORMAT_LOCAL = b"1"
 
 
@@ -30,22 +34,41 @@ class XfsReader:
 
     folds_case = False
 
-    def __init__(self, descriptor: int, sandbox: Sandbox) -> None:
+    def __init__(self, descriptor: int, folder: Path, sandbox: Sandbox) -> None:
+        self._folder = folder
         self._descriptor = descriptor
         self._sandbox = sandbox
         self._super: dict[bytes, bytes] = {}
 
     async def check(self) -> None:
         """Raises NotReadable where what is on disk is not what a kernel would show."""
-        path, limits = fd_path(self._descriptor), Limits(file_bytes=0)
-        ran = await self._sandbox.run(
-            ["xfs_logprint", "-t", path], fds=(self._descriptor,), limits=limits
-        )
-        if ran.status != 0 or b"state: <CLEAN>" not in ran.stdout:
-            raise NotReadable("its log has not been replayed, or cannot be read")
         self._super = await self._fields("sb 0")
         if self._number(self._super, b"rblocks"):
             raise NotReadable("it has a realtime device")
+        if not (logstart := self._number(self._super, b"logstart")):
+            raise NotReadable("it has its log on another device")
+        group_bits = self._number(self._super, b"agblklog")
+        block_bytes = self._number(self._super, b"blocksize")
+        if group_bits > _GROUP_BITS_MAX:
+            raise NotReadable("its superblock is damaged")
+        group, block = logstart >> group_bits, logstart & ((1 << group_bits) - 1)
+        log = await asyncio.to_thread(
+            cut_out,
+            self._descriptor,
+            (group * self._number(self._super, b"agblocks") + block) * block_bytes,
+            self._number(self._super, b"logblocks") * block_bytes,
+            folder=self._folder,
+            # xfs_logprint opens it for writing, and writes nothing; this is a copy.
+            mode=0o666,
+        )
+        with log:
+            ran = await self._sandbox.run(
+                ["xfs_logprint", "-t", "-f", fd_path(log.fileno())],
+                fds=(log.fileno(),),
+                limits=Limits(file_bytes=0),
+            )
+        if ran.status != 0 or b"state: <CLEAN>" not in ran.stdout:
+            raise NotReadable("its log has not been replayed, or cannot be read")
 
     async def root(self) -> Entry:
         return Entry("/", Kind.FOLDER, str(self._number(self._super, b"rootino")))
@@ -113,7 +136,7 @@ class XfsReader:
 
     def _number(self, fields: dict[bytes, bytes], name: bytes) -> int:
         text = fields.get(name, b"")
-        if not text.isdigit() or len(text) > 20:
+        if not text.isdigit() or len(text) > 18:
             raise NotReadable("xfs_db told something that cannot be read")
         return int(text)
 
