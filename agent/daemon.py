@@ -20,8 +20,8 @@ from agent.collecting import Collector
 from agent.launching import Launcher
 from agent.news import CacheNews
 from agent.operations import Operations
-from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.copying import DiskRate
+from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.previous import PreviousVersions
 from agent.pull.resume import ResumeFiles
 from agent.pull.running import PullParts
@@ -32,6 +32,7 @@ from agent.settings import AgentSettings
 from agent.socket.server import SocketServer
 from agent.systemd import notify, watchdog_interval_s
 from agent.upkeep import Resolve, Upkeep
+from agent.watching import Watching
 from distrib.bus.messages import Caps, ParentLost, Presence, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
@@ -75,15 +76,19 @@ class Agent:
             clock_skew_s=settings.trust.clock_skew_s,
             clock=utc_now,
         )
+        stores = self._make_stores()
         self._cache = Cache(
             state_dir=settings.state_dir,
-            stores=self._make_stores(),
+            stores=stores,
             clock=utc_now,
             low_watermark=settings.cache.low_watermark,
             high_watermark=settings.cache.high_watermark,
             on_change=self._news.on_change,
             before_evict=self._news.before_evict,
             on_evict=self._news.on_evict,
+        )
+        self._watching = Watching(
+            stores, self._cache, settings.cache.lvm, tell=self._on_lease_trouble
         )
         self._torrents = TorrentFiles(settings.state_dir / "torrents")
         self._resume = ResumeFiles(settings.state_dir / "resume", boot_id=self._boot_id)
@@ -192,6 +197,7 @@ class Agent:
                 group.create_task(self._puller.run(), name="puller"),
                 group.create_task(self._reporter.run(), name="reporter"),
                 group.create_task(self._reap(), name="reap leases"),
+                group.create_task(self._watching.run(), name="watch instances"),
                 group.create_task(self._collector.run(), name="collector"),
                 group.create_task(self._watchdog(), name="watchdog"),
             ]
@@ -216,7 +222,7 @@ class Agent:
     def _make_sessions(self) -> dict[Backend, SwarmSession]:
         swarm = self._settings.swarm
         ports: dict[Backend, int] = {"pread": swarm.port}
-        if self._settings.cache.devices:
+        if self._settings.cache.devices or self._settings.cache.lvm.vg:
             ports["posix"] = swarm.device_port
         return {
             backend: SwarmSession(
@@ -237,6 +243,24 @@ class Agent:
                     instances_dir=cache.directory / "device-instances",
                     instances_capacity_bytes=cache.capacity_bytes,
                 )
+            )
+        if cache.lvm.vg:
+            stores.append(
+                LvmStore(
+                    cache.lvm.vg,
+                    self._settings.state_dir / "lvm",
+                    pvs=cache.lvm.pvs,
+                    capacity_bytes=cache.lvm.capacity_bytes,
+                    wipe=cache.lvm.wipe,
+                    tool_timeout_s=cache.lvm.timeout_s,
+                )
+            )
+        if cache.store not in {store.name for store in stores}:
+            needed = "cache.lvm.vg" if cache.store == "lvm" else "cache.devices"
+            raise ConfigInvalid(
+                f"cache.store = {cache.store!r}, and {needed} is not set",
+                hint=f"set {needed}",
+                key=needed,
             )
         stores.sort(key=lambda store: store.name != cache.store)
         return stores
@@ -329,7 +353,7 @@ class Agent:
     def _swarm_port(self) -> int:
         """Where the images of the default store are served."""
         swarm = self._settings.swarm
-        return swarm.device_port if self._settings.cache.store == "device" else swarm.port
+        return swarm.port if self._settings.cache.store == "file" else swarm.device_port
 
     async def _reap(self) -> None:
         """End leases with their holders, and what a crash left of launches."""
@@ -349,8 +373,8 @@ class Agent:
         """Tell once of each instance that has outgrown its room; the leases whose instances have
         outgrown what the site allows at all: their guests are ended."""
         limit = self._settings.cache.max_cow_bytes
-        fills = [one for one in await asyncio.to_thread(self._cache.fills) if one.lease in held]
-        over = {one.lease: one for one in fills if one.overrun}
+        found = await asyncio.to_thread(self._cache.overruns)
+        over = {one.lease: one for one in found if one.lease in held}
         for lease in over.keys() - self._overran:
             self._news.tell_overrun(held[lease], over[lease])
         self._overran = set(over)

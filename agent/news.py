@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 
 from agent.cache.eviction import Eviction
-from agent.cache.fill import Fill
 from agent.cache.leases import Lease
+from agent.cache.overruns import Overrun
 from agent.cache.records import VolumeRecord
 from agent.reporter import Reporter
 from distrib.bus.messages import EventKind, NodeReason, State
@@ -70,10 +70,10 @@ class CacheNews:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._tell_eviction, eviction)
 
-    def tell_overrun(self, lease: Lease, fill: Fill) -> None:
+    def tell_overrun(self, lease: Lease, overrun: Overrun) -> None:
         """An instance has outgrown its room. From the loop's thread."""
         identifier, _, version = lease.image.partition("@")
-        text = f"{fill.used_bytes} bytes written, {fill.cow_bytes} were asked for"
+        text = f"{overrun.used_bytes} bytes written, {overrun.cow_bytes} were asked for"
         log.warning("lease-overrun", lease=lease.lease, user=lease.user, text=text)
         self._reporter.event(
             EventKind.OVERRUN,

@@ -22,12 +22,12 @@ from typing import Final
 
 from agent.cache import holders
 from agent.cache.eviction import Candidate, Eviction
-from agent.cache.fill import Fill, Filling
 from agent.cache.findings import Sweeping
 from agent.cache.holders import Holder
 from agent.cache.leases import Lease
 from agent.cache.leasing import Leasing
 from agent.cache.ledger import Ledger
+from agent.cache.overruns import Overrun, Unbounded
 from agent.cache.records import ImageVersion, VolumeRecord, absent
 from agent.cache.recovery import Recovery, Start
 from agent.cache.room import Room
@@ -349,10 +349,10 @@ class Cache:
             block=block,
         )
 
-    def fills(self) -> tuple[Fill, ...]:
-        """How full the instances are, where the store knows."""
-        stores = tuple(self._stores.values())
-        return tuple(fill for one in stores if isinstance(one, Filling) for fill in one.fills())
+    def overruns(self) -> tuple[Overrun, ...]:
+        """The instances that have outgrown their room."""
+        unbounded = [one for one in self._stores.values() if isinstance(one, Unbounded)]
+        return tuple(overrun for one in unbounded for overrun in one.overruns())
 
     def release(self, lease: str) -> Lease:
         """End a lease and remove its instance (in a later round of ``reap_dead_leases`` where

@@ -16,8 +16,8 @@ from threading import RLock
 from typing import Final
 
 from agent.cache import durable
-from agent.cache.fill import Fill
 from agent.cache.instances import Instances
+from agent.cache.overruns import Overrun
 from agent.cache.store import Instance, Volume
 from distrib.errors import Conflict, NotFound
 
@@ -88,8 +88,8 @@ class HomeStore(ABC):
             block=True,
         )
 
-    def fills(self) -> tuple[Fill, ...]:
-        return self._instances.fills()
+    def overruns(self) -> tuple[Overrun, ...]:
+        return self._instances.overruns()
 
     def leftovers(self) -> tuple[str, ...]:
         return self._instances.leftovers()

@@ -24,7 +24,7 @@ from typing import Any, Final
 import structlog
 
 from agent.cache import durable, extents, loops, roots
-from agent.cache.fill import Fill
+from agent.cache.overruns import Overrun
 from agent.cache.roots import SECTOR_BYTES, allocate
 from agent.cache.store import Instance, Volume
 from distrib.errors import Conflict, DistribError, StorageFailed
@@ -270,14 +270,14 @@ class Instances:
         overlay has grown to where that is more.
 
         A reflink copy counts as reserved: telling its own bytes from those that it shares takes a
-        walk over its extents (``fills``)."""
+        walk over its extents (``overruns``)."""
         return sum(
             max(one.cow_bytes, _overlay_bytes(one.instance)) + one.scratch_bytes
             for one in self._counted()
         )
 
-    def fills(self) -> tuple[Fill, ...]:
-        """How full each instance is. Walks over the extents of reflink copies."""
+    def overruns(self) -> tuple[Overrun, ...]:
+        """Those that have outgrown their room. Walks over the extents of reflink copies."""
         found = []
         for one in self._described():
             used_bytes = _overlay_bytes(one.instance)
@@ -286,7 +286,8 @@ class Instances:
                     used_bytes = extents.own_bytes(self._root / one.instance.lease / _RAW)
                 except OSError:
                     continue  # dropped meanwhile
-            found.append(Fill(one.instance.lease, one.cow_bytes, used_bytes))
+            if used_bytes > one.cow_bytes:
+                found.append(Overrun(one.instance.lease, one.cow_bytes, used_bytes))
         return tuple(found)
 
     def refuse_if_stood_on(self, infohash: str) -> None:

@@ -293,6 +293,7 @@ def test_the_command_works_while_the_agent_is_down(ground: Ground) -> None:
     flags = ground.flags | {"cache.capacity_bytes": MIB, "bus.port": 1}
     config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in flags.items()))
     command = [BIN / "distrib-agent", "--socket", ground.root / "none", "doctor"]
+    caught: Any = {"capture_output": True, "text": True}
     done = subprocess.run(
         [*command, "--config", config, "--json"], capture_output=True, text=True, check=False
     )
