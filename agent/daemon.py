@@ -15,6 +15,7 @@ from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.holders import current_boot_id
 from agent.cache.leases import Lease
+from agent.cache.lvm import LvmStore
 from agent.cache.store import Store
 from agent.collecting import Collector
 from agent.launching import Launcher
@@ -37,7 +38,7 @@ from distrib.bus.messages import Caps, ParentLost, Presence, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
 from distrib.command import product_version
-from distrib.errors import Conflict, DistribError, NotFound
+from distrib.errors import ConfigInvalid, Conflict, DistribError, NotFound
 from distrib.lock import hold
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
@@ -88,7 +89,7 @@ class Agent:
             on_evict=self._news.on_evict,
         )
         self._watching = Watching(
-            stores, self._cache, settings.cache.lvm, tell=self._on_lease_trouble
+            stores, self._cache, settings.cache.lvm, tell=self._news.on_trouble
         )
         self._torrents = TorrentFiles(settings.state_dir / "torrents")
         self._resume = ResumeFiles(settings.state_dir / "resume", boot_id=self._boot_id)

@@ -14,7 +14,7 @@ import structlog
 from agent.cache.eviction import Eviction
 from agent.cache.leases import Lease
 from agent.cache.overruns import Overrun
-from agent.cache.records import VolumeRecord
+from agent.cache.records import TEXT_MAX, VolumeRecord
 from agent.reporter import Reporter
 from distrib.bus.messages import EventKind, NodeReason, State
 
@@ -82,6 +82,23 @@ class CacheNews:
             lease=lease.lease,
             user=lease.user,
             text=text,
+        )
+
+    def on_trouble(self, kind: EventKind, lease: Lease, reason: NodeReason, text: str) -> None:
+        """A lease's instance is nearly full, or has failed. From any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell_trouble, kind, lease, reason, text)
+
+    def _tell_trouble(self, kind: EventKind, lease: Lease, reason: NodeReason, text: str) -> None:
+        identifier, _, version = lease.image.partition("@")
+        self._reporter.event(
+            kind,
+            identifier=identifier or None,
+            version=version or None,
+            reason=reason,
+            lease=lease.lease,
+            user=lease.user,
+            text=text[:TEXT_MAX],
         )
 
     def _tell(self, record: VolumeRecord) -> None:

@@ -14,11 +14,36 @@ GIB = 1024**3
 DEFAULT_FILE = Path("/etc/distrib/agent.toml")
 
 
+class LvmSettings(Section):
+    """Store "lvm"."""
+
+    vg: str | None = Field(None, description="volume group that volumes are made in")
+    pvs: tuple[AbsolutePath, ...] = Field(
+        (), description="physical volumes that may be used; none named: all of the group"
+    )
+    capacity_bytes: int = Field(
+        0, ge=0, description="quota on own bytes in the group; 0: all that it has"
+    )
+    wipe: Literal["discard", "zero", "none"] = Field(
+        "discard",
+        description="what happens to a job's bytes when its lease ends; a scratch disk is zeroed"
+        " before it is given in any case",
+    )
+    extend_at_percent: float = Field(
+        70.0, gt=0, le=100, description="a snapshot that is so full is extended by half"
+    )
+    extend_limit_bytes: int = Field(
+        32 * GIB, ge=0, description="what a snapshot is extended to at most; 0: never extended"
+    )
+    watch_interval_s: float = Field(10.0, gt=0, description="how often snapshots are looked at")
+    timeout_s: float = Field(60.0, gt=0, description="limit of each call of LVM's tools")
+
+
 class CacheSettings(Section):
     """The block cache."""
 
-    store: Literal["file", "device"] = Field(
-        "file", description='where new volumes go: "file" or "device"'
+    store: Literal["file", "device", "lvm"] = Field(
+        "file", description='where new volumes go: "file", "device" or "lvm"'
     )
     directory: AbsolutePath = Field(
         Path("/var/lib/distrib/cache"), description="volumes and instances of the file store"
@@ -61,6 +86,7 @@ class CacheSettings(Section):
     max_lease_s: float = Field(
         7 * 86400.0, gt=0, description="longest time that an ordinary user may lease for"
     )
+    lvm: LvmSettings = LvmSettings()
 
 
 class SwarmSettings(Section):

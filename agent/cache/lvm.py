@@ -13,16 +13,11 @@ the kernel's read-only flag is set, which is looked at each time.
 sealed, and then all of it was written. A snapshot shows the image and what its own job wrote; the
 kernel clears the notes of its copy-on-write store before it reads them. A scratch disk is zeroed
 before it is given, whatever ``wipe`` says. ``wipe`` is about what stays on the disk after a job.
-
-**What is remembered.** Reports take tens of milliseconds, and the cache asks often: volumes,
-instances and space are from a report at most ``_FRESH_S`` old, made anew after each change of our
-own. Whatever changes something looks first.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +27,7 @@ from typing import Final
 import structlog
 
 from agent.cache import blockdev, durable
+from agent.cache.lvm_group import VolumeGroup
 from agent.cache.lvm_instances import LvmInstances, Wipe
 from agent.cache.lvm_inventory import (
     SEALED,
@@ -43,14 +39,13 @@ from agent.cache.lvm_inventory import (
     tags,
 )
 from agent.cache.lvmtools import LvmTools
-from agent.cache.snapshots import Fill
+from agent.cache.snapshots import SnapshotFill
 from agent.cache.store import Instance, Space, Volume, WriteTarget
 from distrib.errors import Conflict, DistribError, NoSpace, NotFound, StorageFailed
 from distrib.swarm import IMAGE_FILE
 
 log = structlog.get_logger(__name__)
 
-_FRESH_S: Final = 2.0
 _PROBE_BYTES: Final = 4096
 
 
@@ -74,13 +69,12 @@ class LvmStore:
         own bytes; 0: what the group has. One process at a time.
 
         Finishes what was interrupted. Raises ConfigInvalid, ToolMissing or StorageFailed."""
-        self._tools = LvmTools.open(vg, pvs, timeout_s=tool_timeout_s)
+        self._group = VolumeGroup(LvmTools.open(vg, pvs, timeout_s=tool_timeout_s))
         self._links = links_dir
         self._capacity_bytes = capacity_bytes
         self._lock = RLock()
-        self._seen: tuple[float, Inventory] | None = None
         self._instances = LvmInstances(
-            self._tools, self._lock, wipe=wipe, look=self._look, check_room=self._check_free
+            self._group, self._lock, wipe=wipe, check_room=self._check_free
         )
         durable.make_directory(links_dir)
         self._start()
@@ -88,12 +82,12 @@ class LvmStore:
     # Room -----------------------------------------------------------------------------------------
 
     def space(self) -> Space:
-        found = self._recent()
+        found = self._group.recent()
         return Space(self._capacity(found), found.used_bytes)
 
     def check_room(self, size_bytes: int, *, without: Collection[str] = ()) -> None:
         with self._lock:
-            found = self._look()
+            found = self._group.recent()
             gone = frozenset(without)
             freed = sum(lv.size_bytes for lv in found.images if lv.tag("infohash") in gone)
             self._check_free(found, found.rounded(size_bytes), freed)
@@ -124,7 +118,7 @@ class LvmStore:
             raise ValueError(f"a volume of {size_bytes} bytes")
         name = image_name(check_infohash(infohash))
         with self._lock:
-            found = self._look()
+            found = self._group.look()
             there = found.find(name)
             if there is not None:
                 return self._reserved(there, size_bytes)
@@ -135,7 +129,7 @@ class LvmStore:
                 said = tags(infohash=infohash, bytes=size_bytes)
                 arguments = ["--type", "linear", "--name", name, "--size", f"{room_bytes}b"]
                 arguments += ["--setautoactivation", "n", "--zero", "y", "--wipesignatures", "y"]
-                self._tools.create(*arguments, *said, on=self._tools.vg)
+                self._group.create(*arguments, *said, on=self._group.name)
                 self._link(infohash)
             except DistribError:
                 with suppress(DistribError):
@@ -144,7 +138,7 @@ class LvmStore:
             return self._existing(infohash)
 
     def volumes(self) -> tuple[Volume, ...]:
-        return tuple(self._volume(lv) for lv in self._recent().images)
+        return tuple(self._volume(lv) for lv in self._group.recent().images)
 
     @contextmanager
     def writing(self, volume: Volume) -> Iterator[WriteTarget]:
@@ -185,12 +179,12 @@ class LvmStore:
         self._read_ends(volume.infohash, volume.size_bytes)
         with self._lock:
             said = ["--permission", "r", "--addtag", SEALED]
-            self._tools.run("lvchange", *said, self._tools.lv(there.name))
+            self._group.run("lvchange", *said, self._group.lv(there.name))
             sealed = self._existing(volume.infohash)
         if not sealed.sealed:
             raise StorageFailed(
                 f"{path} was made read-only, and the kernel still lets it be written",
-                hint=f"see `lvs -o+lv_permissions {self._tools.lv(there.name)}`",
+                hint=f"see `lvs -o+lv_permissions {self._group.lv(there.name)}`",
                 path=str(path),
             )
         self._read_ends(volume.infohash, volume.size_bytes)
@@ -198,7 +192,7 @@ class LvmStore:
 
     def unseal(self, volume: Volume) -> Volume:
         with self._lock:
-            found = self._look()
+            found = self._group.look()
             there = self._own(volume.infohash, found)
             self._refuse_if_stood_on(there, found)
             self._make_writable(there)
@@ -207,7 +201,7 @@ class LvmStore:
     def remove(self, volume: Volume) -> None:
         name = image_name(check_infohash(volume.infohash))
         with self._lock:
-            found = self._look()
+            found = self._group.look()
             there = found.find(name)
             if there is not None and there.ours:
                 # LVM would remove the snapshots with their origin.
@@ -219,7 +213,7 @@ class LvmStore:
         """Say in tags (``distrib.<key>=…``) what an operator asks of a volume, as its image,
         version and state. Nothing when the volume is not there. Raises StorageFailed."""
         with self._lock:
-            there = self._recent().find(image_name(check_infohash(infohash)))
+            there = self._group.recent().find(image_name(check_infohash(infohash)))
             if there is None or not there.ours:
                 return
             wanted = {key: tag(key, value) for key, value in labels.items()}
@@ -230,8 +224,7 @@ class LvmStore:
                 return
             changes = [a for old in stale for a in ("--deltag", old)]
             changes += [a for new in wanted.values() for a in ("--addtag", new)]
-            self._tools.run("lvchange", *changes, self._tools.lv(there.name))
-            self._look()
+            self._group.run("lvchange", *changes, self._group.lv(there.name))
 
     # Instances ------------------------------------------------------------------------------------
 
@@ -249,31 +242,31 @@ class LvmStore:
         return self._instances.make(there, lease, cow_bytes=cow_bytes, scratch_bytes=scratch_bytes)
 
     def instances(self) -> tuple[Instance, ...]:
-        return tuple(self._instances.of(lv) for lv in self._recent().snapshots)
+        return tuple(self._instances.of(lv) for lv in self._group.recent().snapshots)
 
     def drop_instance(self, lease: str) -> None:
         self._instances.drop(lease)
 
-    def fills(self) -> tuple[Fill, ...]:
+    def snapshots(self) -> tuple[SnapshotFill, ...]:
         """How full each snapshot is, from the kernel. Raises StorageFailed."""
-        return self._instances.fills()
+        return self._instances.snapshots()
 
-    def extend(self, lease: str, *, limit_bytes: int) -> Fill:
+    def extend(self, lease: str, *, limit_bytes: int) -> SnapshotFill:
         """Let a snapshot grow by half, to no more than ``limit_bytes``. Raises NoSpace,
         NotFound or StorageFailed."""
         return self._instances.extend(lease, limit_bytes=limit_bytes)
 
     def leftovers(self) -> tuple[str, ...]:
-        found = self._recent()
+        found = self._group.recent()
         there = {lv.tag("infohash") for lv in found.images}
         links = [home for home in self._links.iterdir() if home.name not in there]
         parts = (*found.gone, *self._instances.abandoned(found))
-        return (*(str(self._tools.device(lv.name)) for lv in parts), *map(str, links))
+        return (*(str(self._group.device(lv.name)) for lv in parts), *map(str, links))
 
     def sweep(self) -> tuple[str, ...]:
         removed = list(self._instances.sweep())
         with self._lock:
-            there = {lv.tag("infohash") for lv in self._look().images}
+            there = {lv.tag("infohash") for lv in self._group.look().images}
             for home in self._links.iterdir():
                 if home.name not in there:
                     durable.remove_directory(home)
@@ -282,30 +275,11 @@ class LvmStore:
 
     # Looking --------------------------------------------------------------------------------------
 
-    def _look(self) -> Inventory:
-        found = self._tools.inventory()
-        self._seen = (time.monotonic(), found)
-        return found
-
-    def _recent(self) -> Inventory:
-        seen = self._seen
-        if seen is not None and time.monotonic() - seen[0] < _FRESH_S:
-            return seen[1]
-        try:
-            return self._look()
-        except StorageFailed as error:
-            if seen is None:
-                raise
-            # The cache's accounts must go on; whatever changes something finds the fault itself.
-            log.warning("lvm-report-failed", why=error.message, hint=error.hint)
-            self._seen = (time.monotonic(), seen[1])
-            return seen[1]
-
     def _own(self, infohash: str, found: Inventory | None = None) -> LogicalVolume:
-        there = (found or self._look()).find(image_name(check_infohash(infohash)))
+        there = (found or self._group.recent()).find(image_name(check_infohash(infohash)))
         if there is None or not there.ours:
             raise NotFound(
-                f"volume {infohash} is not in volume group {self._tools.vg}",
+                f"volume {infohash} is not in volume group {self._group.name}",
                 hint="see `distrib-agent status`",
                 infohash=infohash,
             )
@@ -325,7 +299,7 @@ class LvmStore:
 
     def _reserved(self, there: LogicalVolume, size_bytes: int) -> Volume:
         """A volume that exists, for a repeated reserve."""
-        path = self._tools.lv(there.name)
+        path = self._group.lv(there.name)
         if not there.ours:
             raise Conflict(
                 f"{path} is there and not ours",
@@ -342,7 +316,7 @@ class LvmStore:
         return self._volume(there)
 
     def _refuse_if_stood_on(self, there: LogicalVolume, found: Inventory) -> None:
-        names = [lv.tag("lease") or self._tools.lv(lv.name) for lv in found.on(there.name)]
+        names = [lv.tag("lease") or self._group.lv(lv.name) for lv in found.on(there.name)]
         names += self._instances.being_made(there.tag("infohash"))
         if names:
             raise Conflict(
@@ -360,25 +334,18 @@ class LvmStore:
         if there.read_only:  # LVM takes it for a fault to say so twice
             changes += ["--permission", "rw"]
         if changes:
-            self._tools.run("lvchange", *changes, self._tools.lv(there.name))
+            self._group.run("lvchange", *changes, self._group.lv(there.name))
         if not there.active:
-            self._activate([there])
-        if changes or not there.active:
-            self._look()
+            self._group.activate(there.name)
 
     def _remove(self, name: str) -> None:
-        self._tools.run("lvremove", self._tools.lv(name))
-        self._look()
-
-    def _activate(self, lvs: Sequence[LogicalVolume]) -> None:
-        names = [self._tools.lv(lv.name) for lv in lvs]
-        self._tools.run("lvchange", "--activate", "y", "--ignoreactivationskip", *names)
+        self._group.run("lvremove", self._group.lv(name))
 
     def _path(self, infohash: str) -> Path:
         return self._links / infohash / IMAGE_FILE
 
     def _link(self, infohash: str) -> None:
-        path, device = self._path(infohash), self._tools.device(image_name(infohash))
+        path, device = self._path(infohash), self._group.device(image_name(infohash))
         durable.make_directory(path.parent)
         with durable.storage_errors("linking", path):
             if not path.is_symlink() or path.readlink() != device:
@@ -399,7 +366,7 @@ class LvmStore:
 
     def _start(self) -> None:
         """Links for what is there, and none else; everything of ours active."""
-        found = self._look()
+        found = self._group.look()
         there = {lv.tag("infohash") for lv in found.images}
         for home in list(self._links.iterdir()):
             if home.name not in there:
@@ -409,12 +376,11 @@ class LvmStore:
         inactive = [lv for lv in (*found.images, *found.snapshots) if not lv.active]
         if inactive:
             try:
-                self._activate(inactive)
+                self._group.activate(*(lv.name for lv in inactive))
             except StorageFailed as error:
                 # They count as not sealed, and doctor says why.
                 log.warning("lvm-not-activated", why=error.message, hint=error.hint)
         self._instances.remove_half_made()
-        self._look()
 
 
 def _kernel_read_only(lv: LogicalVolume) -> bool:

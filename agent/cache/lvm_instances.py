@@ -20,6 +20,7 @@ from typing import Final, Literal
 import structlog
 
 from agent.cache import blockdev, durable
+from agent.cache.lvm_group import VolumeGroup
 from agent.cache.lvm_inventory import (
     CHUNK_BYTES,
     COW_PREFIX,
@@ -30,8 +31,7 @@ from agent.cache.lvm_inventory import (
     check_lease,
     tags,
 )
-from agent.cache.lvmtools import LvmTools
-from agent.cache.snapshots import Fill
+from agent.cache.snapshots import SnapshotFill
 from agent.cache.store import Instance
 from distrib.errors import Conflict, DistribError, NoSpace, NotFound
 
@@ -43,22 +43,20 @@ _LEAST_BYTES: Final = 16 * CHUNK_BYTES
 
 
 class LvmInstances:
-    """Used by ``LvmStore``, with its lock. ``look`` is a fresh report; ``check_room`` raises
-    NoSpace where so many bytes more do not fit."""
+    """Used by ``LvmStore``, with its lock. ``check_room`` raises NoSpace where so many bytes more
+    do not fit."""
 
     def __init__(
         self,
-        tools: LvmTools,
+        group: VolumeGroup,
         lock: RLock,
         *,
         wipe: Wipe,
-        look: Callable[[], Inventory],
         check_room: Callable[[Inventory, int], None],
     ) -> None:
-        self._tools = tools
+        self._group = group
         self._lock = lock
         self._wipe = wipe
-        self._look = look
         self._check_room = check_room
         self._making: dict[str, tuple[str, int]] = {}
 
@@ -73,11 +71,11 @@ class LvmInstances:
 
     def of(self, snapshot: LogicalVolume) -> Instance:
         lease = snapshot.tag("lease")
-        scratch = self._tools.device(SCRATCH_PREFIX + lease)
+        scratch = self._group.device(SCRATCH_PREFIX + lease)
         return Instance(
             lease=lease,
             infohash=snapshot.tag("infohash"),
-            path=self._tools.device(snapshot.name),
+            path=self._group.device(snapshot.name),
             format="raw",
             block=True,
             scratch=scratch if snapshot.number_of("scratch") else None,
@@ -89,7 +87,7 @@ class LvmInstances:
         """Raises Conflict, NoSpace or StorageFailed, and then leaves nothing behind."""
         name, scratch = COW_PREFIX + check_lease(lease), SCRATCH_PREFIX + lease
         with self._lock:
-            found = self._look()
+            found = self._group.look()
             there = found.find(name)
             if there is not None and there.tag("infohash") == origin.tag("infohash"):
                 return self.of(there)
@@ -126,8 +124,8 @@ class LvmInstances:
                 arguments = ["--snapshot", "--name", name, "--size", f"{room_bytes}b"]
                 arguments += ["--chunksize", f"{CHUNK_BYTES}b", "--setactivationskip", "y"]
                 arguments += ["--ignoreactivationskip", "--permission", "rw", *said]
-                self._tools.create(*arguments, on=self._tools.lv(origin.name))
-                made = self._look().find(name)
+                self._group.create(*arguments, on=self._group.lv(origin.name))
+                made = self._group.recent().find(name)
         except BaseException:
             with self._lock, suppress(DistribError):
                 self._making.pop(lease, None)
@@ -137,7 +135,7 @@ class LvmInstances:
             with self._lock:
                 self._making.pop(lease, None)
         if made is None:
-            raise NotFound(f"{self._tools.lv(name)} was made and is not there", hint="see `lvs -a`")
+            raise NotFound(f"{self._group.lv(name)} was made and is not there", hint="see `lvs -a`")
         return self.of(made)
 
     def drop(self, lease: str) -> None:
@@ -146,14 +144,14 @@ class LvmInstances:
         with self._lock:
             self._drop(lease)
 
-    def fills(self) -> tuple[Fill, ...]:
+    def snapshots(self) -> tuple[SnapshotFill, ...]:
         with self._lock:
-            found = self._look()
+            found = self._group.look()
         return tuple(self._fill(lv, found) for lv in found.snapshots)
 
-    def extend(self, lease: str, *, limit_bytes: int) -> Fill:
+    def extend(self, lease: str, *, limit_bytes: int) -> SnapshotFill:
         with self._lock:
-            found = self._look()
+            found = self._group.look()
             there = found.find(COW_PREFIX + check_lease(lease))
             if there is None:
                 raise NotFound(f"lease {lease} has no snapshot", hint="see `distrib-agent leases`")
@@ -170,10 +168,9 @@ class LvmInstances:
                     free_bytes=0,
                 )
             self._check_room(found, by_bytes)
-            with _owner_kept(self._tools.device(there.name)):
-                arguments = ["--size", f"+{by_bytes}b", self._tools.lv(there.name)]
-                self._tools.run("lvextend", *arguments, *self._tools.allocate)
-            again = self._look()
+            with _owner_kept(self._group.device(there.name)):
+                self._group.extend(there.name, by_bytes)
+            again = self._group.recent()
             grown = again.find(there.name)
             return self._fill(grown or there, again)
 
@@ -184,7 +181,7 @@ class LvmInstances:
     def remove_half_made(self) -> None:
         """At a start: what an interrupted making or removal left."""
         with self._lock:
-            for lv in self.abandoned(self._look()):
+            for lv in self.abandoned(self._group.recent()):
                 try:
                     self._discard(lv)
                 except DistribError as error:
@@ -194,18 +191,17 @@ class LvmInstances:
         """Remove what was left, and zero and remove what is to be wiped."""
         self.remove_half_made()
         with self._lock:
-            gone = self._look().gone
+            gone = self._group.recent().gone
         removed = []
         for lv in gone:
             try:
                 with self._lock:
                     if not lv.active:
-                        self._tools.run("lvchange", "-ay", "-K", self._tools.lv(lv.name))
+                        self._group.activate(lv.name)
                 self._zero(lv.name)
                 with self._lock:
-                    self._tools.run("lvremove", self._tools.lv(lv.name))
-                    self._look()
-                removed.append(str(self._tools.device(lv.name)))
+                    self._group.run("lvremove", self._group.lv(lv.name))
+                removed.append(str(self._group.device(lv.name)))
             except DistribError as error:
                 log.warning("lvm-not-wiped", what=lv.name, why=error.message)
         return tuple(removed)
@@ -213,16 +209,15 @@ class LvmInstances:
     # Inside the lock ------------------------------------------------------------------------------
 
     def _make_scratch(self, name: str, lease: str, room_bytes: int) -> None:
-        leftover = self._look().find(name)
+        leftover = self._group.recent().find(name)
         if leftover is not None:
             self._discard(leftover)
         arguments = ["--type", "linear", "--name", name, "--size", f"{room_bytes}b"]
         arguments += ["--setautoactivation", "n", "--zero", "n", "--wipesignatures", "n"]
-        self._tools.create(*arguments, *tags(lease=lease), on=self._tools.vg)
-        self._look()
+        self._group.create(*arguments, *tags(lease=lease), on=self._group.name)
 
     def _drop(self, lease: str) -> None:
-        found = self._look()
+        found = self._group.recent()
         for name in (COW_PREFIX + lease, SCRATCH_PREFIX + lease):
             there = found.find(name)
             if there is not None and there.ours:
@@ -230,18 +225,17 @@ class LvmInstances:
 
     def _discard(self, lv: LogicalVolume) -> None:
         """Take away what a job wrote, as ``wipe`` says."""
-        path = self._tools.lv(lv.name)
+        path = self._group.lv(lv.name)
         if self._wipe == "zero":
             if lv.origin:
-                self._tools.run("lvconvert", "--splitsnapshot", path)
+                self._group.run("lvconvert", "--splitsnapshot", path)
             gone = GONE_PREFIX + lv.name.removeprefix("distrib-")
-            self._tools.run("lvrename", self._tools.vg, lv.name, gone)
+            self._group.run("lvrename", self._group.name, lv.name, gone)
         else:
-            self._tools.run("lvremove", path, issue_discards=self._wipe == "discard")
-        self._look()
+            self._group.run("lvremove", path, issue_discards=self._wipe == "discard")
 
     def _zero(self, name: str) -> None:
-        device = self._tools.device(name)
+        device = self._group.device(name)
         fd = blockdev.open_device(device, write=True, alone=True)
         try:
             with durable.storage_errors("zeroing", device):
@@ -250,9 +244,9 @@ class LvmInstances:
         finally:
             os.close(fd)
 
-    def _fill(self, lv: LogicalVolume, found: Inventory) -> Fill:
+    def _fill(self, lv: LogicalVolume, found: Inventory) -> SnapshotFill:
         origin = found.find(lv.origin)
-        return Fill(
+        return SnapshotFill(
             lease=lv.tag("lease"),
             infohash=lv.tag("infohash"),
             cow_bytes=lv.size_bytes,

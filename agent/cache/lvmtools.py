@@ -105,16 +105,6 @@ class LvmTools:
         """Run a tool that changes something. Raises NoSpace, StorageFailed or ToolMissing."""
         self._call([tool, "--yes", *arguments], self._config(issue_discards=issue_discards))
 
-    def create(self, *arguments: str, on: str) -> None:
-        """Run lvcreate; ``on`` is the group, or the origin of a snapshot, with the group's name."""
-        self.run("lvcreate", *arguments, on, *self.allocate)
-
-    def lv(self, name: str) -> str:
-        return f"{self.vg}/{name}"
-
-    def device(self, name: str) -> Path:
-        return Path("/dev", self.vg, name)
-
     def _config(self, *, issue_discards: bool) -> str:
         return _config(_filter(self.pvs, last=("",)), issue_discards=issue_discards)
 

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
-class Fill:
+class SnapshotFill:
     """How much of its copy-on-write room an instance has used. ``overflowed``: it ran out, and
     the instance gives errors only. ``safe``: it is as large as it can ever need."""
 
@@ -25,11 +25,11 @@ class Growing(Protocol):
 
     name: str
 
-    def fills(self) -> tuple[Fill, ...]:
+    def snapshots(self) -> tuple[SnapshotFill, ...]:
         """Of each instance. Raises StorageFailed."""
         ...
 
-    def extend(self, lease: str, *, limit_bytes: int) -> Fill:
+    def extend(self, lease: str, *, limit_bytes: int) -> SnapshotFill:
         """Let one grow by half, to no more than ``limit_bytes``. Raises NoSpace when there is no
         room or the limit is reached, NotFound, StorageFailed."""
         ...

@@ -334,6 +334,7 @@ class EventKind(StrEnum):
     EVICTED = "evicted"
     OVERRUN = "overrun"
     FAILED = "failed"
+    FILLING = "filling"
     BLOCKED = "blocked"
     BAD_PEER = "bad-peer"
     REFUSED = "refused"
