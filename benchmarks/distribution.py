@@ -47,9 +47,7 @@ class Figures:
         return round(statistics.median(max(run) for run in self.rounds) / bound_s, 3)
 
     def median_over(self, bound_s: float) -> float:
-        return round(
-            statistics.median(statistics.median(run) for run in self.rounds) / bound_s, 3
-        )
+        return round(statistics.median(statistics.median(run) for run in self.rounds) / bound_s, 3)
 
 
 @dataclass

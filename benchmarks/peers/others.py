@@ -103,8 +103,7 @@ def uftp(course: Course) -> list[float]:
             folder = _folder(course, host)
             stack.enter_context(
                 _child(
-                    ["uftpd", "-d", "-I", "eth0", "-D", str(folder), "-T", str(folder)]
-                    + ["-L", str(folder / "uftpd.log"), "-U", _uid(host)],
+                    ["uftpd", "-d", "-I", "eth0", "-D", str(folder)] + ["-U", _uid(host)],
                     host,
                 )
             )
@@ -125,7 +124,7 @@ def uftp(course: Course) -> list[float]:
         )
         took_s = time.monotonic() - began_s
         if done.returncode != 0:
-            raise AssertionError(f"uftp: exit {done.returncode}: {done.stdout[-2000:]}")
+            raise AssertionError(f"uftp: exit {done.returncode}: {done.stderr[-500:]}")
         # The sender ends when the last host has confirmed.
         return [took_s] * len(course.hosts)
 
