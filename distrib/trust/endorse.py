@@ -52,7 +52,8 @@ def stamp_list(
         beside, document = document, document["hv:imagelist"]
     if not isinstance(document, dict):
         raise ImageListInvalid([Reason(ReasonCode.FIELD_INVALID, "list: is not an object")])
-    stamped: dict[str, Json] = dict.fromkeys(LIST_TEXTS.values(), "") | document
+    stamped: dict[str, Json] = dict.fromkeys(LIST_TEXTS.values(), "")
+    stamped.update(document)
     if isinstance(images := stamped.get("hv:images"), list):
         stamped["hv:images"] = [_with_texts(entry) for entry in images]
     stamped["dc:date:created"] = format_time(now)

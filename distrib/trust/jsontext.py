@@ -17,6 +17,10 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 MAX_CONTENT_BYTES = 8 * 1024 * 1024
 MAX_DEPTH = 32
+# A value takes some hundred bytes of memory, and "[]," is three. AppDB's lists have 40 keys an
+# image: this is more than 10 000 images.
+_MAX_VALUES = 512 * 1024
+_MAX_QUOTES = 4 * _MAX_VALUES
 
 # The closing quote is optional and the repeats possessive: linear also on a string that never ends.
 _STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
@@ -37,7 +41,13 @@ def load_json(
     if len(content) > max_bytes:
         text = f"{len(content)} bytes of content, at most {max_bytes} are read"
         raise JsonRefused(Reason(ReasonCode.TOO_LARGE, text))
-    if _depth(content) > max_depth:
+    if sum(map(content.count, (b",", b"[", b"{"))) > _MAX_VALUES or (
+        content.count(b'"') > _MAX_QUOTES
+    ):
+        raise JsonRefused(
+            Reason(ReasonCode.TOO_LARGE, f"more than {_MAX_VALUES} values in the content")
+        )
+    if _is_deeper(content, max_depth):
         raise _malformed(f"nested deeper than {max_depth}")
     try:
         text = content.decode("utf-8")
@@ -60,16 +70,17 @@ def _malformed(text: str) -> JsonRefused:
     return JsonRefused(Reason(ReasonCode.MESSAGE_MALFORMED, f"the content is {text}"))
 
 
-def _depth(content: bytes) -> int:
-    """The deepest nesting; the parser recurses, so this is known before it runs."""
-    depth = deepest = 0
+def _is_deeper(content: bytes, max_depth: int) -> bool:
+    """Whether it is nested too deep; the parser recurses, so this is known before it runs."""
+    depth = 0
     for match in _STRING_OR_BRACKET.finditer(content):
         if match[0] in b"[{":
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > max_depth:
+                return True
         elif match[0] in b"]}":
             depth -= 1
-    return deepest
+    return False
 
 
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 PKCS7_TYPES = frozenset({"application/pkcs7-signature", "application/x-pkcs7-signature"})
 
 _MAX_HEADER_BYTES = 16 * 1024
+# In base64. A signature with a chain of certificates takes some 10 KiB, with CRLs maybe hundreds.
+_MAX_SIGNATURE_BYTES = 1024 * 1024
 _HEADERS_END = re.compile(rb"\r?\n\r?\n")
 _HEADER = re.compile(r"([A-Za-z0-9-]+)[ \t]*:[ \t]*(.*)", re.DOTALL)
 _PARAMETER = re.compile(r';\s*([A-Za-z0-9-]+)\s*=\s*(?:"([^"\\]*)"|([^\s;"]+))\s*')
@@ -150,6 +152,8 @@ def _signature(part: bytes) -> bytes:
         raise MimeInvalid(f"the second part is {kind!r}, not a PKCS#7 signature")
     if headers.get("content-transfer-encoding", "").lower() != "base64":
         raise MimeInvalid("the signature is not in base64")
+    if len(body) > _MAX_SIGNATURE_BYTES:
+        raise MimeInvalid(f"a signature of more than {_MAX_SIGNATURE_BYTES} bytes")
     try:
         return base64.b64decode(re.sub(rb"[ \t\r\n]", b"", body), validate=True)
     except binascii.Error:

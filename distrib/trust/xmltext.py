@@ -18,6 +18,7 @@ MAX_XML_BYTES = 256 * 1024
 _MAX_ELEMENTS = 4096
 _MAX_DEPTH = 32
 _MAX_NAMESPACES = 128
+_MAX_EQUALS = 4096
 
 #: An lxml element (lxml has no types of its own).
 Element = Any
@@ -83,6 +84,8 @@ def _check_bytes(content: bytes) -> None:
         raise _malformed("XML with a DTD; entries have none")
     if content.count(b"xmlns") > _MAX_NAMESPACES:
         raise _malformed(f"XML with more than {_MAX_NAMESPACES} namespace declarations")
+    if content.count(b"=") > _MAX_EQUALS:
+        raise _malformed(f"XML with more than {_MAX_EQUALS} attributes")
     if content.count(b"<") > 3 * _MAX_ELEMENTS:
         raise _malformed(f"XML of more than {_MAX_ELEMENTS} elements")
 
