@@ -27,7 +27,7 @@ class Evidence:
                 return
             oldest_first = sorted(place.glob("*.smime"), key=lambda one: one.stat().st_mtime_ns)
             # Room is made first: what is sent again and again must not fill the disk.
-            for old in oldest_first[: len(oldest_first) - KEPT + 1]:
+            for old in oldest_first[: max(0, len(oldest_first) - KEPT + 1)]:
                 old.unlink(missing_ok=True)
         write_atomically(file, message, mode=0o400)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from distrib.catalogue.web import NOT_MODIFIED, OK, opened, web_client, web_url
+from distrib.catalogue.web import CONNECT_S, NOT_MODIFIED, OK, opened, web_client, web_url
 from distrib.errors import (
     ConfigInvalid,
     DistribError,
@@ -77,8 +77,9 @@ class Fetcher:
             ) from None
 
     async def _from_web(self, origin: Origin) -> Fetched:
+        connect_s = min(CONNECT_S, self._limit_s / 2)
         # Reading the CAs of a system takes tens of milliseconds.
-        client = await asyncio.to_thread(web_client, ca_file=origin.ca_file)
+        client = await asyncio.to_thread(web_client, ca_file=origin.ca_file, connect_s=connect_s)
         headers = {"If-None-Match": origin.etag} if origin.etag else {}
         async with (
             client,
@@ -127,17 +128,19 @@ class Fetcher:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except OSError as error:
             raise _no_file(path, error) from None
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigInvalid(
                     f"{path} is no regular file", hint="give the signed list", path=str(path)
                 )
-            try:
+            with open(descriptor, "rb", closefd=False) as file:
                 message = file.read(self._limit_bytes + 1)
-            except OSError as error:
-                raise StorageFailed(
-                    f"{path}: {error.strerror}", hint="check the disk", path=str(path)
-                ) from None
+        except OSError as error:
+            raise StorageFailed(
+                f"{path}: {error.strerror}", hint="check the disk", path=str(path)
+            ) from None
+        finally:
+            os.close(descriptor)
         if len(message) > self._limit_bytes:
             raise self._too_large(f"file:{path}")
         return message

@@ -81,6 +81,8 @@ def follow(
     change: Change,
 ) -> tuple[Remark, ...]:
     """Bring the images to what the newest list says. ``by_version``: it is a site list."""
+    # What had lapsed unnoticed must not come back unnoticed.
+    note_lapses(session, change)
     query = select(Image).where(Image.list_identifier == signed.identifier).with_for_update()
     rows = {(row.identifier, row.version): row for row in session.scalars(query)}
     remarks: list[Remark] = []

@@ -25,14 +25,16 @@ OK, PART, NOT_MODIFIED = 200, 206, 304
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-def web_client(*, ca_file: Path | None = None) -> httpx.AsyncClient:
+def web_client(*, ca_file: Path | None = None, connect_s: float = CONNECT_S) -> httpx.AsyncClient:
     """A client that verifies the server; use it through ``opened``.
 
-    Raises ConfigInvalid for a file that holds no CA.
+    Who bounds the whole by a time of his own gives a ``connect_s`` below it: a TLS handshake that
+    is cancelled from outside leaves its socket open until it is collected (httpcore 1.0). Raises
+    ConfigInvalid for a file that holds no CA.
     """
     return httpx.AsyncClient(
         verify=tls_context(ca_file),
-        timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
+        timeout=httpx.Timeout(READ_S, connect=connect_s),
         follow_redirects=False,
         trust_env=False,
     )
