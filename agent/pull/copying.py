@@ -102,6 +102,9 @@ class Copying:
                 # A thread cannot be cancelled, and it uses the descriptors.
                 moved_bytes += await to_the_end(asyncio.to_thread(self._copy, run, fds[run.base]))
                 self._on_copied(run.piece, run.count)
+            if moved_bytes:
+                # Else the rate would be that of the page cache.
+                await to_the_end(asyncio.to_thread(os.fdatasync, self._target_fd))
         except OSError as error:
             log.warning("copy-ended", infohash=sink.infohash, why=error.strerror)
         finally:

@@ -92,7 +92,8 @@ class Pull:
 
     def noted(self) -> Resume:
         """What is there now, as a resume file says it."""
-        have = tuple(map(any, zip(self.transfer.have, self._copied, strict=True)))
+        held = int.from_bytes(self.transfer.have) | int.from_bytes(self._copied)
+        have = tuple(map(bool, held.to_bytes(self.info.pieces)))
         return Resume(have, self.fetched_bytes, self.wasted_bytes, self.copied_bytes)
 
     async def fetch(self, sources: Sequence[Source]) -> None:

@@ -40,12 +40,15 @@ class TorrentInfo:
 
 
 def piece_bytes_for(size_bytes: int) -> int:
-    """The piece size for an image: 64 KiB up to 1 GiB, then at most 16,384 pieces, at most 4 MiB.
+    """The piece size for an image: 64 KiB up to 1 GiB, 128 KiB up to 2 GiB, 256 KiB up to 64 GiB,
+    then at most 262,144 pieces, at most 4 MiB.
 
-    Small pieces make relay chains start sooner; many pieces cost hash requests and bookkeeping.
-    """
+    Small pieces make relay chains start sooner, and a new version differs in fewer bytes; many
+    cost hash requests and bookkeeping. Figures: docs/decisions/0021-delta.md."""
     piece = 64 * 1024
-    while piece < 4 * 1024 * 1024 and size_bytes > piece * 16_384:
+    while piece < 4 * 1024 * 1024 and size_bytes > piece * (
+        16_384 if piece < 256 * 1024 else 262_144
+    ):
         piece *= 2
     return piece
 
