@@ -59,7 +59,10 @@ def give_to(instance: Instance, uid: int) -> None:
 
 class Instances:
     """A directory of instances. ``lock`` is its store's: ``make`` takes it, except while an
-    instance is filled; the others are called under it."""
+    instance is filled; the others are called under it.
+
+    What is there is read once and then remembered: with many instances the reading of all, for
+    each new one, would take longer than making it."""
 
     def __init__(
         self, root: Path, lock: RLock, *, reflink: bool = True, tool_timeout_s: float = 60.0
@@ -67,11 +70,16 @@ class Instances:
         self._root = root
         self._lock = lock
         self._making: dict[str, _Described] = {}
+        self._there: dict[str, _Described] = {}
         self._reflink = reflink
         self._tool_timeout_s = tool_timeout_s
         durable.make_directory(root)
         for leftover in [*root.glob("*.new"), *root.glob("*.gone")]:
             durable.remove_directory(leftover)
+        for home in sorted(root.iterdir()):
+            found = _read(home) if _LEASE.fullmatch(home.name) else None
+            if found is not None:
+                self._there[home.name] = found
         self.sweep()
         self._attach_again()
 
@@ -100,7 +108,7 @@ class Instances:
             scratch_bytes,
         )
         with self._lock:
-            there = self._there(home, volume)
+            there = self._existing(home, volume)
             if there is not None:
                 return there
             check_room(cow_bytes + scratch_bytes)
@@ -111,12 +119,13 @@ class Instances:
                 durable.remove_directory(leftover)
             durable.make_directory(new)
             try:
-                made = self._fill(new, volume, planned, check_room)
+                self._fill(new, volume, planned, check_room)
                 with durable.storage_errors("naming", home):
                     new.rename(home)
                     durable.fsync_directory(self._root)
                 if block:
                     self._attach(home)
+                made = self._made(home)
             except BaseException:
                 durable.remove_directory(new)
                 with self._lock:
@@ -125,18 +134,11 @@ class Instances:
         finally:
             with self._lock:
                 del self._making[lease]
-        found = self._read(home)
-        if found is None or found.instance.format != made.instance.format:
-            raise StorageFailed(
-                f"{home} was made and cannot be read back",
-                hint="look at the health of the disk",
-                path=str(home),
-            )
-        return found.instance
+        return made.instance
 
-    def _there(self, home: Path, volume: Volume) -> Instance | None:
+    def _existing(self, home: Path, volume: Volume) -> Instance | None:
         """The lease's instance, if it has one. Raises Conflict when none can be made."""
-        there = self._read(home)
+        there = self._there.get(home.name)
         if there is not None and there.instance.infohash == volume.infohash:
             return there.instance
         if there is not None or home.name in self._making:
@@ -155,7 +157,7 @@ class Instances:
 
     def _fill(
         self, new: Path, volume: Volume, planned: _Described, check_room: Callable[[int], None]
-    ) -> _Described:
+    ) -> None:
         """Make the files of an instance, its description last."""
         reflinked = self._reflink and not volume.block and roots.clone(volume.path, new / _RAW)
         if reflinked:
@@ -179,7 +181,19 @@ class Instances:
             "scratch_bytes": planned.scratch_bytes,
         }
         durable.replace(new / _DESCRIPTION, json.dumps(described).encode())
-        return planned
+
+    def _made(self, home: Path) -> _Described:
+        """Remember an instance, as it is on disk. Raises StorageFailed."""
+        found = _read(home)
+        if found is None:
+            raise StorageFailed(
+                f"{home} was made and cannot be read back",
+                hint="look at the health of the disk",
+                path=str(home),
+            )
+        with self._lock:
+            self._there[home.name] = found
+        return found
 
     def _grown(
         self, planned: _Described, cow_bytes: int, check_room: Callable[[int], None]
@@ -193,7 +207,7 @@ class Instances:
 
     def all(self) -> tuple[Instance, ...]:
         """All instances that are there."""
-        return tuple(one.instance for one in self._described())
+        return tuple(one.instance for one in self._known())
 
     def drop(self, lease: str) -> None:
         """Remove the lease's instance; nothing when there is none. Raises StorageFailed."""
@@ -204,7 +218,9 @@ class Instances:
             self._detach(home)
             with durable.storage_errors("removing", home):
                 home.rename(gone)
+            self._there.pop(lease, None)
             durable.remove_directory(gone)
+        self._there.pop(lease, None)
 
     # Block devices ------------------------------------------------------------------------------
 
@@ -244,7 +260,7 @@ class Instances:
 
     def _attach_again(self) -> None:
         """After a boot the devices are gone, and their numbers may be others'."""
-        for one in self._described():
+        for one in self._known():
             if one.instance.block:
                 try:
                     self._attach(self._root / one.instance.lease)
@@ -279,7 +295,7 @@ class Instances:
     def overruns(self) -> tuple[Overrun, ...]:
         """Those that have outgrown their room. Walks over the extents of reflink copies."""
         found = []
-        for one in self._described():
+        for one in self._known():
             used_bytes = _overlay_bytes(one.instance)
             if one.instance.format == "raw":
                 try:
@@ -305,21 +321,21 @@ class Instances:
             raise ValueError(f"not a lease: {lease!r}")
         return self._root / lease
 
-    def _described(self) -> list[_Described]:
-        homes = (h for h in sorted(self._root.iterdir()) if _LEASE.fullmatch(h.name))
-        return [one for one in map(self._read, homes) if one is not None]
+    def _known(self) -> list[_Described]:
+        with self._lock:
+            return [self._there[lease] for lease in sorted(self._there)]
 
     def _counted(self) -> list[_Described]:
         """What is there and what is being made."""
-        there = {one.instance.lease: one for one in self._described()}
-        return list((self._making | there).values())
+        with self._lock:
+            return list((self._making | self._there).values())
 
-    def _read(self, home: Path) -> _Described | None:
-        try:
-            found = json.loads((home / _DESCRIPTION).read_bytes())
-            return _described(home, found)
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+
+def _read(home: Path) -> _Described | None:
+    try:
+        return _described(home, json.loads((home / _DESCRIPTION).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _described(home: Path, found: dict[str, Any]) -> _Described:
