@@ -1,8 +1,8 @@
 """aria2, plain libtorrent and uftp (multicast) over the same shaped links.
 
 Each class distributes one file from the head to all hosts and returns, by host, the seconds from
-the start to the last byte. The programs run already when the clock starts where they can (libtorrent,
-uftpd); aria2 starts with it. Every copy is compared byte for byte, and nobody listens afterwards.
+the start to the last byte. libtorrent and uftpd run already when the clock starts, aria2 starts with
+it. Every copy is compared byte for byte, and nobody listens afterwards.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def aria2(course: Course) -> list[float]:
         common = [
             "aria2c", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false",
             "--enable-peer-exchange=true", "--listen-port=6881", "--file-allocation=none",
-            "--bt-tracker-interval=5", "--quiet=true", "--no-conf=true", "--max-concurrent-downloads=1",
+            "--bt-tracker-interval=5", "--quiet=true", "--no-conf=true",
         ]  # fmt: skip
         seeding = ["--seed-ratio=0.0", "--bt-seed-unverified=true", "--check-integrity=false"]
         stack.enter_context(
@@ -103,7 +103,7 @@ def uftp(course: Course) -> list[float]:
             folder = _folder(course, host)
             stack.enter_context(
                 _child(
-                    ["uftpd", "-d", "-I", "eth0", "-D", str(folder)] + ["-U", _uid(host)],
+                    ["uftpd", "-d", "-I", "eth0", "-D", str(folder), "-U", _uid(host)],
                     host,
                 )
             )

@@ -20,7 +20,7 @@ class Announce(http.server.BaseHTTPRequestHandler):
 
     peers: dict[bytes, set[tuple[str, int]]]
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query, encoding="latin-1")
         swarm = self.peers.setdefault(query["info_hash"][0].encode("latin-1"), set())
         own = (self.client_address[0], int(query["port"][0]))
