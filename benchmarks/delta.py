@@ -35,7 +35,13 @@ from agent.cache.file import FileStore  # noqa: E402
 from agent.pull.delta import Base, match  # noqa: E402
 from benchmarks.guests import Pair, debian_pairs  # noqa: E402
 from distrib.swarm.pieces import piece_hashes  # noqa: E402
-from distrib.swarm.torrent import TorrentInfo, make_torrent, piece_bytes_for  # noqa: E402
+from distrib.swarm.torrent import (  # noqa: E402
+    TorrentInfo,
+    info_of,
+    make_torrent,
+    parse_info,
+    piece_bytes_for,
+)
 from tests.delta.node import Node  # noqa: E402
 from tests.pull.conftest import Published, seeding  # noqa: E402
 
@@ -65,8 +71,10 @@ def synthetic_pairs(work: Path, *, size_mb: int) -> list[Pair]:
 def torrent_of(image: Path, piece_bytes: int) -> tuple[TorrentInfo, bytes]:
     """Info and torrent file, made once for an image and a piece size."""
     out = image.with_name(f"{piece_bytes}.torrent")
-    info = make_torrent(image, piece_bytes=piece_bytes, out=out)
-    return info, out.read_bytes()
+    if not out.exists() or out.stat().st_mtime < image.stat().st_mtime:
+        make_torrent(image, piece_bytes=piece_bytes, out=out)
+    torrent = out.read_bytes()
+    return parse_info(info_of(torrent)), torrent
 
 
 def planned_bytes(pair: Pair, piece_bytes: int) -> int:
