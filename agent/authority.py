@@ -24,6 +24,7 @@ from distrib.bus.messages import Desired, Orders, decode
 from distrib.errors import DistribError, MessageInvalid, NotReady, SiteListStale, TrustRefused
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.envelope import open_envelope
+from distrib.trust.revocation import read_whole
 from distrib.trust.sitelist import SiteImage, SiteList, SiteVerdict, is_stale, verify_site_list
 
 log = structlog.get_logger(__name__)
@@ -371,7 +372,7 @@ def _parse_crls(pem: bytes) -> list[x509.CertificateRevocationList]:
     found = []
     for block in pem.split(end)[:-1]:
         try:
-            found.append(x509.load_pem_x509_crl(block.lstrip() + end + b"\n"))
+            found.append(read_whole(x509.load_pem_x509_crl(block.lstrip() + end + b"\n")))
         except ValueError:
             continue
     return found

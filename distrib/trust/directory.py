@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from distrib.errors import ConfigInvalid
+from distrib.trust import cms, revocation
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.names import DistinguishedName
 from distrib.trust.namespaces import PolicyFile, PolicyUse
@@ -85,9 +86,11 @@ def read_certificates(file: str | Path) -> list[x509.Certificate]:
     try:
         with old_serials_allowed():
             if b"-----BEGIN" in data:
-                return x509.load_pem_x509_certificates(data)
-            return [x509.load_der_x509_certificate(data)]
-    except ValueError as error:
+                found = x509.load_pem_x509_certificates(data)
+            else:
+                found = [x509.load_der_x509_certificate(data)]
+        return [cms.read_whole(certificate) for certificate in found]
+    except cms.PARSE_FAULTS as error:
         raise _bad_file(path, "an X.509 certificate", error) from None
 
 
@@ -98,9 +101,11 @@ def read_crls(file: str | Path) -> list[x509.CertificateRevocationList]:
     try:
         if b"-----BEGIN" in data:
             blocks = _CRL_BLOCK.findall(data)
-            return [x509.load_pem_x509_crl(block) for block in blocks or [data]]
-        return [x509.load_der_x509_crl(data)]
-    except ValueError as error:
+            found = [x509.load_pem_x509_crl(block) for block in blocks or [data]]
+        else:
+            found = [x509.load_der_x509_crl(data)]
+        return [revocation.read_whole(crl) for crl in found]
+    except cms.PARSE_FAULTS as error:
         raise _bad_file(path, "a CRL", error) from None
 
 
@@ -131,7 +136,7 @@ def _read(path: Path) -> bytes:
         ) from None
 
 
-def _bad_file(path: Path, what: str, error: ValueError) -> ConfigInvalid:
+def _bad_file(path: Path, what: str, error: Exception) -> ConfigInvalid:
     return ConfigInvalid(
         f"{path} is not {what}: {str(error)[:120]}",
         hint="replace the file, or move it out of the trust directory",

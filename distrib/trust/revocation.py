@@ -48,22 +48,25 @@ def check_revocation(
     found: dict[x509.Certificate, x509.CertificateRevocationList | None] = {}
     reasons: list[Reason] = []
     for issuer in dict.fromkeys(issuers):
-        candidates = [crl for crl in crls if crl.issuer == issuer.subject]
+        candidates = [crl for crl in crls if _is_named_after(crl, issuer)]
         found[issuer], faults = _in_force(candidates, issuer, now)
         if candidates or policy == "require":
             reasons += faults
     for member, issuer in zip(path, issuers, strict=True):
-        crl = found[issuer]
-        serial = _serial(member)
-        entry = crl.get_revoked_certificate_by_serial_number(serial) if crl else None
-        if entry is not None:
-            text = (
-                f"{slash_form(member.subject)} (serial {serial:x}) was revoked "
-                f"at {entry.revocation_date_utc:%Y-%m-%dT%H:%M:%SZ}"
-            )
-            reasons.append(Reason(ReasonCode.CERTIFICATE_REVOKED, text))
+        reason = _look_up(member, found[issuer])
+        if reason is not None:
+            reasons.append(reason)
     in_force = tuple(crl for crl in found.values() if crl is not None)
     return Revocation(in_force, len(in_force) == len(found), tuple(reasons))
+
+
+def read_whole(crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """The CRL, with its head read now: ``cryptography`` parses late. ``ValueError`` if it cannot.
+
+    Its entries are many, and are read where somebody is looked up.
+    """
+    _ = (crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions)
+    return crl
 
 
 def weak_hash(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
@@ -74,6 +77,28 @@ def weak_hash(signed: x509.Certificate | x509.CertificateRevocationList) -> str:
         return "an unknown digest"
     # None: Ed25519 and Ed448 have no separate digest.
     return algorithm.name if algorithm is not None and algorithm.name in _WEAK_HASHES else ""
+
+
+def _is_named_after(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    try:
+        return read_whole(crl).issuer == issuer.subject
+    except ValueError:
+        # Nobody knows whose it is. Whose CRL it was has none, then.
+        return False
+
+
+def _look_up(member: x509.Certificate, crl: x509.CertificateRevocationList | None) -> Reason | None:
+    name, serial = slash_form(member.subject), _serial(member)
+    try:
+        entry = crl.get_revoked_certificate_by_serial_number(serial) if crl else None
+        if entry is None:
+            return None
+        when = f"{entry.revocation_date_utc:%Y-%m-%dT%H:%M:%SZ}"
+    except ValueError:
+        text = f"the CRL in which {name} would be has entries that cannot be read"
+        return Reason(ReasonCode.CRL_INVALID, text)
+    text = f"{name} (serial {serial:x}) was revoked at {when}"
+    return Reason(ReasonCode.CERTIFICATE_REVOKED, text)
 
 
 def _serial(certificate: x509.Certificate) -> int:

@@ -49,8 +49,14 @@ def load_xml(content: bytes) -> Element:
 
 
 def canonical(root: Element) -> bytes:
-    """The element without comments, in canonical form."""
-    written: bytes = etree.tostring(root, method="c14n", with_comments=False)
+    """The element without comments, in canonical form; ``XmlRefused`` where it has none.
+
+    Canonical XML is not defined where a namespace is a relative URI.
+    """
+    try:
+        written: bytes = etree.tostring(root, method="c14n", with_comments=False)
+    except etree.LxmlError as error:
+        raise _malformed(f"XML without a canonical form: {error}"[:300]) from None
     return written
 
 
