@@ -79,6 +79,7 @@ class Controller:
             max_age_s=settings.site_list.max_age_s,
             resign_interval=timedelta(seconds=settings.site_list.resign_s),
             on_published=self._on_published,
+            intake=settings.intake,
         )
         self._events = Delivery(
             database=database,
@@ -131,6 +132,7 @@ class Controller:
             "rollouts": self._rollouts.run(),
             "site list": self._catalogue.publisher.keep_fresh(),
             "subscriptions": self._catalogue.schedule.run(),
+            "intake": self._catalogue.collector.run(),
             "crl": self._follow_crls(),
             "events": self._events.run(),
         }

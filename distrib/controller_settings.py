@@ -10,6 +10,7 @@ from pydantic import Field
 
 from distrib.api.server import ApiSettings
 from distrib.bus.mqtt import BusSettings
+from distrib.catalogue.intake_settings import IntakeSettings
 from distrib.config import Section, Settings
 from distrib.db.session import sqlite_url
 from distrib.events.settings import EventsSettings
@@ -94,6 +95,7 @@ class ControllerSettings(Settings):
     site_list: SiteListSettings = SiteListSettings()
     rollout: RolloutSettings = RolloutSettings()
     events: EventsSettings = EventsSettings()
+    intake: IntakeSettings = IntakeSettings()
     api: ApiSettings = ApiSettings()
     bus: BusSettings = BusSettings()
 

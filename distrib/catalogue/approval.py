@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from distrib.catalogue.clock import Clock
 from distrib.catalogue.conversion import require_raw
+from distrib.catalogue.examination import Examination
 from distrib.catalogue.store import TORRENT_FILE, ImageStore, named_faults
 from distrib.catalogue.versions import (
     SUPERSEDE_GRACE,
@@ -56,12 +57,14 @@ class Approval:
         clock: Clock,
         grace: timedelta = SUPERSEDE_GRACE,
         piece_bytes: Callable[[int], int] = piece_bytes_for,
+        examination: Examination,
     ) -> None:
         self._database = database
         self._store = store
         self._clock = clock
         self._grace = grace
         self._piece_bytes = piece_bytes
+        self._examination = examination
         self._approving: set[str] = set()
 
     async def approve(
@@ -72,22 +75,24 @@ class Approval:
         aliases: Sequence[str] = (),
         audience: Audience | None = None,
         reason: str = "",
+        force: str = "",
         actor: str,
     ) -> Image:
         """Make the torrent and let the image run here. ``audience`` None: as it was, or all.
 
-        Approving again changes aliases and audience only. Raises NotFound, Conflict (no file yet, a
-        newer version is approved, or another one has the same bytes), ImageError (not raw),
+        ``force`` says why although required checks were not passed. Approving again changes
+        aliases and audience only. Raises NotFound, Conflict (no file yet, a newer version is
+        approved, or another one has the same bytes), ImageError (not raw), ChecksNotPassed,
         DigestMismatch, Revoked, TrustRefused (its list or entry has expired).
         """
         for alias in aliases:
             check_alias(alias)
         with self._alone(f"{identifier}@{version}"):
-            row = await asyncio.to_thread(self._approvable, identifier, version, aliases)
+            row = await asyncio.to_thread(self._approvable, identifier, version, aliases, force)
             if row.state == ImageState.QUARANTINED:
                 row = await asyncio.to_thread(self._publishable, row)
             return await asyncio.to_thread(
-                self._approved, row, aliases, audience, reason=reason, actor=actor
+                self._approved, row, aliases, audience, reason=reason, force=force, actor=actor
             )
 
     def set_alias(self, alias: str, name: str, *, actor: str) -> str:
@@ -127,7 +132,9 @@ class Approval:
         finally:
             self._approving.discard(name)
 
-    def _approvable(self, identifier: str, version: str, aliases: Sequence[str]) -> Image:
+    def _approvable(
+        self, identifier: str, version: str, aliases: Sequence[str], force: str
+    ) -> Image:
         now = self._clock()
         with self._database.reading() as session:
             row = locked(session, identifier, version)
@@ -144,6 +151,7 @@ class Approval:
                     hint="ask the endorser for a newer list, and add the image again",
                     image=name,
                 )
+            self._examination.require(session, row, force=force)
             return row
 
     def _publishable(self, row: Image) -> Image:
@@ -156,7 +164,7 @@ class Approval:
         with named_faults(image):
             require_raw(image, image=name)
             digest = _sha512(image)
-        if digest != row.endorsed_sha512:
+        if digest != (row.sha512 or row.endorsed_sha512):
             raise DigestMismatch(
                 f"image {name}: its file has changed in quarantine",
                 hint="check the head's disk; deny the image, or add it again",
@@ -164,7 +172,7 @@ class Approval:
             )
         torrent = make_torrent(
             image,
-            piece_bytes=self._piece_bytes(row.endorsed_size_bytes),
+            piece_bytes=self._piece_bytes(row.size_bytes or row.endorsed_size_bytes),
             out=folder / TORRENT_FILE,
         )
         with self._database.transaction() as session:
@@ -182,6 +190,7 @@ class Approval:
         audience: Audience | None,
         *,
         reason: str,
+        force: str,
         actor: str,
     ) -> Image:
         now = self._clock()
@@ -190,8 +199,10 @@ class Approval:
             fresh = locked(session, row.identifier, row.version)
             # While its torrent was made it may have been denied, or overtaken.
             _check_state(fresh)
+            missed: dict[str, str] = {}
             if fresh.state != ImageState.APPROVED:
                 _check_newest(session, fresh)
+                missed = self._examination.require(session, fresh, force=force)
                 check_bytes_free(session, fresh, fresh.infohash, now)
                 supersede_others(session, fresh, now=now, grace=self._grace, actor=actor)
                 fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
@@ -217,6 +228,8 @@ class Approval:
                 aliases=aliases_of(session, fresh.identifier),
                 audience=fresh.audience,
                 reason=reason,
+                checks_not_passed=missed,
+                force=force,
             )
             return fresh
 

@@ -11,15 +11,20 @@ from typing import Self
 from distrib.catalogue.acceptance import Acceptance
 from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
+from distrib.catalogue.collecting import Collector
+from distrib.catalogue.conversion import Conversion
 from distrib.catalogue.denial import Denial
 from distrib.catalogue.endorsers import Endorsers
 from distrib.catalogue.evidence import Evidence
+from distrib.catalogue.examination import Examination
 from distrib.catalogue.fetching import Fetcher
 from distrib.catalogue.history import History
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.intake import Intake
+from distrib.catalogue.intake_settings import IntakeSettings
 from distrib.catalogue.passwords import Passwords
 from distrib.catalogue.polling import Poll
+from distrib.catalogue.preparation import Preparation
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
 from distrib.catalogue.quarantine import Quarantine
 from distrib.catalogue.schedule import Schedule, next_in
@@ -28,6 +33,7 @@ from distrib.catalogue.subscriptions import Subscriptions
 from distrib.catalogue.taking import Taking
 from distrib.catalogue.versions import SUPERSEDE_GRACE
 from distrib.db.session import Database
+from distrib.inspection.sandbox import Sandbox
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.directory import load_trust_directory
 from distrib.trust.revocation import CrlPolicy
@@ -49,6 +55,7 @@ class Catalogue:
     subscriptions: Subscriptions
     schedule: Schedule
     taking: Taking
+    collector: Collector
 
     @classmethod
     def open(
@@ -66,6 +73,7 @@ class Catalogue:
         resign_interval: timedelta = RESIGN_INTERVAL,
         on_published: Callable[[bytes], None] | None = None,
         fetcher: Fetcher | None = None,
+        intake: IntakeSettings | None = None,
     ) -> Self:
         """Make the folders and put in order what a crash left; publishes nothing yet.
 
@@ -74,7 +82,17 @@ class Catalogue:
         """
         store = ImageStore(state_dir)
         store.prepare()
-        quarantine = Quarantine(database=database, store=store, clock=clock)
+        settings = intake or IntakeSettings()
+        sandbox = Sandbox.of_user(settings.user)
+        examination = Examination(settings, sandbox, clock)
+        preparation = Preparation(
+            database=database,
+            store=store,
+            clock=clock,
+            conversion=Conversion(sandbox, settings.max_raw_bytes, settings.convert_s),
+            examination=examination,
+        )
+        quarantine = Quarantine(preparation)
         quarantine.recover()
         acceptance = Acceptance(
             store=store,
@@ -108,7 +126,13 @@ class Catalogue:
             endorsers=Endorsers(database, clock=clock),
             intake=Intake(database=database, acceptance=acceptance, clock=clock),
             quarantine=quarantine,
-            approval=Approval(database=database, store=store, clock=clock, grace=grace),
+            approval=Approval(
+                database=database,
+                store=store,
+                clock=clock,
+                grace=grace,
+                examination=examination,
+            ),
             denial=Denial(database=database, store=store, clock=clock, grace=grace),
             history=History(database=database, store=store),
             publisher=publisher,
@@ -117,4 +141,12 @@ class Catalogue:
             ),
             schedule=Schedule(database=database, poll=poll, publisher=publisher, clock=clock),
             taking=Taking(database=database, clock=clock),
+            collector=Collector(
+                database=database,
+                quarantine=quarantine,
+                preparation=preparation,
+                passwords=passwords,
+                settings=settings,
+                clock=clock,
+            ),
         )

@@ -1,4 +1,4 @@
-"""The file of an expected image, streamed into quarantine and checked on the way."""
+"""The file of an expected image, uploaded into quarantine and checked on the way."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from pathlib import Path
 import structlog
 from sqlalchemy import select
 
-from distrib.catalogue.clock import Clock
-from distrib.catalogue.store import ImageStore, named_faults, sync
-from distrib.db.audit import record
+from distrib.catalogue.preparation import (
+    ENDORSED_FILE,
+    NOTE_FILE,
+    PART_FILE,
+    Preparation,
+    make_room,
+    mismatch,
+)
+from distrib.catalogue.store import named_faults, sync
 from distrib.db.models import Image, ImageState
 from distrib.db.references import image_name
-from distrib.db.session import Database
-from distrib.errors import Conflict, DigestMismatch, ImageError, NoSpace, NotFound
+from distrib.errors import Conflict, ImageError, NotFound
 from distrib.swarm import IMAGE_FILE
 
 log = structlog.get_logger(__name__)
 
-_PART_FILE = "image.part"
 _BATCH_BYTES = 1 << 20
 
 
 class Quarantine:
     """Takes files in, one at a time for each image version."""
 
-    def __init__(self, *, database: Database, store: ImageStore, clock: Clock) -> None:
-        self._database = database
-        self._store = store
-        self._clock = clock
-        self._receiving: set[str] = set()
+    def __init__(self, preparation: Preparation) -> None:
+        self._preparation = preparation
+        self._database, self._store = preparation.database, preparation.store
+        self._clock = preparation.clock
+        self._busy: set[str] = set()
 
     async def receive(
         self,
@@ -45,38 +49,65 @@ class Quarantine:
         declared_bytes: int | None = None,
         actor: str,
     ) -> Image:
-        """Stream ``content`` to the image that is expected; ``quarantined`` when it is the one.
+        """Stream ``content`` to the image that is expected; ``quarantined`` when it is the one,
+        is raw or could be made raw, and all checks were run.
 
         Raises NotFound or Conflict where no file is expected, DigestMismatch for another size or
-        SHA-512, NoSpace, StorageFailed. Whatever is raised, nothing of the file stays.
+        SHA-512, ImageError for what cannot be converted, NoSpace, StorageFailed. Whatever is
+        raised, nothing of the file stays.
         """
         row = await asyncio.to_thread(self._expected, identifier, version)
         name = image_name(row)
-        with self._alone(name):
+        with self.alone(name):
             folder = self._store.quarantine_dir(identifier, version)
             try:
                 _check_size(row, declared_bytes)
                 await self._stream(row, content, folder)
-                return await asyncio.to_thread(self._received, row, folder, actor)
             except BaseException as error:
                 # Also when the client goes away or the controller stops (CancelledError).
                 shutil.rmtree(folder, ignore_errors=True)
                 if isinstance(error, ImageError):
-                    await asyncio.to_thread(self._refused, name, error, actor)
+                    await asyncio.to_thread(self._preparation.note_refusal, name, error, actor)
                 raise
+            return await self._preparation.prepare(row, actor=actor)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """One at a time takes the file of an image version in. Raises Conflict."""
+        if name in self._busy:
+            raise Conflict(
+                f"image {name} is being received already", hint="wait for it", image=name
+            )
+        self._busy.add(name)
+        try:
+            yield
+        finally:
+            self._busy.discard(name)
 
     def recover(self) -> None:
-        """After a start: drop half-received files, expect again what is not there."""
+        """After a start: drop half-received and half-converted files, expect again what is gone.
+
+        What is kept of an expected image: its file as endorsed, and what there is of a download.
+        """
         with self._database.transaction() as session:
-            rows = session.scalars(select(Image).where(Image.state == ImageState.QUARANTINED))
+            known = (ImageState.QUARANTINED, ImageState.EXPECTED)
+            rows = session.scalars(select(Image).where(Image.state.in_(known))).all()
+            keep: dict[Path, set[str]] = {}
             for row in rows:
-                kept = self._store.quarantine_dir(row.identifier, row.version) / IMAGE_FILE
-                moved = row.infohash and self._store.image_file(row.infohash).exists()
-                if not kept.exists() and not moved:
-                    row.state, row.since = ImageState.EXPECTED, self._clock()
-                    log.warning("quarantined-file-gone", image=image_name(row))
+                folder = self._store.quarantine_dir(row.identifier, row.version)
+                if row.state == ImageState.QUARANTINED:
+                    moved = row.infohash and self._store.image_file(row.infohash).exists()
+                    if not (folder / IMAGE_FILE).exists() and not moved:
+                        row.state, row.since = ImageState.EXPECTED, self._clock()
+                        log.warning("quarantined-file-gone", image=image_name(row))
+                if row.state == ImageState.EXPECTED:
+                    keep[folder] = _kept(folder, fetched=bool(row.source))
         for folder in self._store.quarantine.iterdir():
-            if not (folder / IMAGE_FILE).exists():
+            if folder in keep:
+                for file in folder.iterdir():
+                    if file.name not in keep[folder]:
+                        file.unlink()
+            if not any((folder / name).exists() for name in (IMAGE_FILE, *keep.get(folder, ()))):
                 log.info("half-received-file-dropped", folder=folder.name)
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -96,23 +127,12 @@ class Quarantine:
             )
         return row
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        if name in self._receiving:
-            raise Conflict(
-                f"image {name} is being received already", hint="wait for it", image=name
-            )
-        self._receiving.add(name)
-        try:
-            yield
-        finally:
-            self._receiving.discard(name)
-
     async def _stream(self, row: Image, content: AsyncIterator[bytes], folder: Path) -> None:
-        await asyncio.to_thread(_make_room, row, folder)
+        await asyncio.to_thread(make_room, row, folder)
         received_bytes, digest = 0, hashlib.sha512()
         batch = bytearray()
-        with named_faults(folder), (folder / _PART_FILE).open("wb") as file:
+        part = folder / PART_FILE
+        with named_faults(folder), part.open("wb") as file:
 
             def flush(data: bytes) -> None:
                 digest.update(data)
@@ -121,7 +141,7 @@ class Quarantine:
             async for chunk in content:
                 received_bytes += len(chunk)
                 if received_bytes > row.endorsed_size_bytes:
-                    raise _mismatch(row, f"more than the {row.endorsed_size_bytes} bytes endorsed")
+                    raise mismatch(row, f"more than the {row.endorsed_size_bytes} bytes endorsed")
                 batch += chunk
                 if len(batch) >= _BATCH_BYTES:
                     await asyncio.to_thread(flush, bytes(batch))
@@ -129,68 +149,27 @@ class Quarantine:
             await asyncio.to_thread(flush, bytes(batch))
         _check_size(row, received_bytes)
         if digest.hexdigest() != row.endorsed_sha512:
-            raise _mismatch(row, f"SHA-512 is {digest.hexdigest()[:16]}…, not the endorsed one")
-
-    def _received(self, row: Image, folder: Path, actor: str) -> Image:
-        with named_faults(folder):
-            sync(folder / _PART_FILE)
-            (folder / _PART_FILE).rename(folder / IMAGE_FILE)
-            sync(folder)
-            sync(folder.parent)
-        with self._database.transaction() as session:
-            fresh = session.get_one(Image, (row.identifier, row.version), with_for_update=True)
-            # Meanwhile it may have been denied, or revoked by a newer list.
-            if fresh.state != ImageState.EXPECTED:
-                raise Conflict(
-                    f"image {image_name(row)} is {fresh.state} meanwhile",
-                    hint="distrib image show says why",
-                    image=image_name(row),
-                )
-            fresh.state, fresh.since = ImageState.QUARANTINED, self._clock()
-            record(
-                session,
-                at=fresh.since,
-                actor=actor,
-                action="image-received",
-                subject=image_name(fresh),
-                size_bytes=fresh.endorsed_size_bytes,
-                sha512=fresh.endorsed_sha512,
-            )
-        return fresh
-
-    def _refused(self, name: str, error: ImageError, actor: str) -> None:
-        with self._database.transaction() as session:
-            record(
-                session,
-                at=self._clock(),
-                actor=actor,
-                action="file-refused",
-                subject=name,
-                code=error.code,
-                message=error.message,
-            )
+            raise mismatch(row, f"SHA-512 is {digest.hexdigest()[:16]}…, not the endorsed one")
+        await asyncio.to_thread(complete, folder)
 
 
-def _make_room(row: Image, folder: Path) -> None:
+def complete(folder: Path) -> None:
+    """What has come in is all of the endorsed file. Raises NoSpace, StorageFailed."""
     with named_faults(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < row.endorsed_size_bytes:
-        raise NoSpace(
-            f"{folder.parent}: {free_bytes} bytes free, the image needs {row.endorsed_size_bytes}",
-            hint="make room on the head's disk",
-            image=image_name(row),
-        )
+        sync(folder / PART_FILE)
+        (folder / PART_FILE).rename(folder / ENDORSED_FILE)
+        (folder / NOTE_FILE).unlink(missing_ok=True)
+        sync(folder)
+
+
+def _kept(folder: Path, *, fetched: bool) -> set[str]:
+    endorsed, raw = folder / ENDORSED_FILE, folder / IMAGE_FILE
+    if raw.exists() and not endorsed.exists():
+        # A crash came after the last rename of a raw image and before its row was changed.
+        raw.rename(endorsed)
+    return {ENDORSED_FILE} | ({PART_FILE, NOTE_FILE} if fetched else set())
 
 
 def _check_size(row: Image, size_bytes: int | None) -> None:
     if size_bytes is not None and size_bytes != row.endorsed_size_bytes:
-        raise _mismatch(row, f"{size_bytes} bytes, {row.endorsed_size_bytes} are endorsed")
-
-
-def _mismatch(row: Image, what: str) -> DigestMismatch:
-    return DigestMismatch(
-        f"image {image_name(row)}: the file is not the endorsed one: {what}",
-        hint="nothing of it was kept; check the file, then add it again",
-        image=image_name(row),
-    )
+        raise mismatch(row, f"{size_bytes} bytes, {row.endorsed_size_bytes} are endorsed")

@@ -79,11 +79,12 @@ def test_an_endorsed_image_ends_up_on_the_signed_site_list(
     assert served.published[-1] == message
     kept = served.state_dir / "lists" / f"{hashlib.sha512(signed).hexdigest()}.smime"
     assert kept.read_bytes() == signed
-    assert served.actions()[-6:] == [
+    assert served.actions()[-7:] == [
         "list-accepted",
         "image-expected",
         "site-list-published",
         "image-received",
+        "image-checked",
         "image-approved",
         "site-list-published",
     ]
@@ -257,17 +258,18 @@ def test_the_same_bytes_are_one_image_version(served: Head, endorser: Endorser) 
     assert [image.ref for image in served.site_list().images] == [f"{uuid}@1.0.0"]
 
 
-def test_only_raw_images_are_taken(served: Head, endorser: Endorser) -> None:
-    qcow2 = b"QFI\xfb" + image_bytes()
+def test_a_format_that_nobody_can_read_is_refused(served: Head, endorser: Endorser) -> None:
+    broken = b"QFI\xfb" + image_bytes()
     with served.http() as http:
-        stated = endorser.sign(entry(qcow2, **{"hv:format": "qcow2"}), version="1")
-        error = refused(announce(http, stated, qcow2), 422, "image-invalid")
-        assert "only raw images" in error["message"]
-        unstated = endorser.sign(entry(qcow2), version="2")
-        announce(http, unstated, qcow2)
-        assert http.put(f"/images/{REF}/content", content=qcow2).is_success
-        answer = http.post(f"/images/{REF}/approve", json={})
-        assert "begins like qcow2" in refused(answer, 422, "image-invalid")["message"]
+        stated = endorser.sign(entry(broken, **{"hv:format": "floppy"}), version="1")
+        error = refused(announce(http, stated, broken), 422, "image-invalid")
+        assert "'floppy'" in error["message"]
+        unstated = endorser.sign(entry(broken), version="2")
+        announce(http, unstated, broken)
+        answer = http.put(f"/images/{REF}/content", content=broken)
+        assert "cannot be taken in: qcow2" in refused(answer, 422, "image-invalid")["message"]
+        assert http.get(f"/images/{REF}").json()["state"] == "expected"
+    assert not list((served.state_dir / "quarantine").iterdir())
 
 
 def test_bytes_that_change_in_quarantine_are_not_approved(served: Head, endorser: Endorser) -> None:
