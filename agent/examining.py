@@ -18,7 +18,8 @@ from typing import Final
 
 from cryptography import x509
 
-from agent.cache import loops
+from agent.cache import loops, lvm_findings
+from agent.cache.durable import stems
 from agent.cache.findings import Finding
 from agent.launch.accelerator import recall
 from agent.settings import AgentSettings
@@ -104,8 +105,6 @@ def cache_directory(settings: AgentSettings) -> Iterator[Finding]:
 def tools(settings: AgentSettings) -> Iterator[Finding]:
     """Programs of the host that the settings need."""
     needed = {"qemu-img": "qemu-utils", "losetup": "mount", "virsh": "libvirt-clients"}
-    if settings.cache.store not in ("file", "device"):
-        needed["lvs"] = "lvm2"
     for tool, package in needed.items():
         if shutil.which(tool, path=tool_path()) is None:
             yield Finding(
@@ -127,6 +126,14 @@ def devices(settings: AgentSettings) -> Iterator[Finding]:
                 "named in cache.devices, and not a block device of this node",
                 "lsblk -o NAME,SIZE,TYPE,MOUNTPOINTS; ls -l /dev/disk/by-id",
             )
+
+
+def volume_group(settings: AgentSettings) -> Iterator[Finding]:
+    """The group of store `lvm`, and what of ours in it belongs to nothing."""
+    kept = [settings.state_dir / "volumes", settings.state_dir / "leases"]
+    if settings.cache.lvm.vg is not None:
+        known = {name for directory in kept if directory.is_dir() for name in stems(directory)}
+        yield from lvm_findings.examine(settings.cache.lvm, known=known)
 
 
 def leaked_loops(settings: AgentSettings) -> Iterator[Finding]:
@@ -270,6 +277,7 @@ LOOKS: Final[tuple[Look, ...]] = (
     cache_directory,
     tools,
     devices,
+    volume_group,
     leaked_loops,
     virtualisation,
     certificate,
@@ -277,7 +285,7 @@ LOOKS: Final[tuple[Look, ...]] = (
     site_list,
     broker,
 )
-"""A store that knows faults of its own adds its look here."""
+"""All of them, in the order in which they are told."""
 
 
 def _permissions(code: str, directory: Path) -> Iterator[Finding]:

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent import examining
-from agent.cache import loops
+from agent.cache import loops, lvm_findings
+from agent.cli import doctor
 from agent.cli.doctor import ask_agent
 from agent.examining import examine
 from agent.settings import AgentSettings
@@ -293,7 +294,6 @@ def test_the_command_works_while_the_agent_is_down(ground: Ground) -> None:
     flags = ground.flags | {"cache.capacity_bytes": MIB, "bus.port": 1}
     config.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in flags.items()))
     command = [BIN / "distrib-agent", "--socket", ground.root / "none", "doctor"]
-    caught: Any = {"capture_output": True, "text": True}
     done = subprocess.run(
         [*command, "--config", config, "--json"], capture_output=True, text=True, check=False
     )
@@ -310,7 +310,7 @@ def test_the_command_works_while_the_agent_is_down(ground: Ground) -> None:
 def test_the_page_names_every_finding() -> None:
     source = "".join(
         Path(module).read_text()
-        for module in (examining.__file__, *Path(examining.__file__).parent.glob("cli/doctor.py"))
+        for module in (examining.__file__, doctor.__file__, lvm_findings.__file__)
     )
     page = FORMAT.read_text()
     for match in re.findall(r'Finding\(\s*"([a-z-]+)"', source):
