@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -174,6 +175,9 @@ def test_a_crl_takes_a_stolen_catalogue_key_out_of_force_and_an_older_one_does_n
     forged = make_crl(ca.certificate.subject, world.experiment.key)
     with pytest.raises(TrustRefused, match="CRL refused"):
         authority.offer_crl(forged.public_bytes(Encoding.PEM))
+    unreadable = after.public_bytes(Encoding.DER).replace(b"Example Site", b"Example Sit\xc5")
+    with pytest.raises(TrustRefused, match="CRL refused"):
+        authority.offer_crl(x509.load_der_x509_crl(unreadable).public_bytes(Encoding.PEM))
 
 
 def test_a_stolen_catalogue_key_cannot_lock_the_node_out(
