@@ -34,11 +34,12 @@ def open_site(
     orders_key: Ed25519PrivateKey,
     *,
     fetcher: Fetcher | None = None,
+    url: str | None = None,
 ) -> Head:
-    """A head of the site that ``authority`` is the CA of."""
+    """A head of the site that ``authority`` is the CA of; ``url`` of its database, else SQLite."""
     state_dir.mkdir(exist_ok=True)
     clock = TickingClock()
-    database = Database(sqlite_url(state_dir / "distrib.db"))
+    database = Database(url or sqlite_url(state_dir / "distrib.db"))
     upgrade(database)
     certs = authority.directory / "certs"
     identity = SiteIdentity.load(
