@@ -173,11 +173,12 @@ def make_certificate(
     *,
     authority: bool = False,
     extensions: tuple[x509.ExtensionType, ...] = (),
+    subject: x509.Name | None = None,
 ) -> x509.Certificate:
     """A certificate with just what a test needs."""
     builder = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .subject_name(subject or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
         .issuer_name(issuer.certificate.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
