@@ -21,7 +21,7 @@ from agent.memory import give_back
 from agent.pull.machine import Plan
 from agent.pull.running import PullParts, RunningPull
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
-from distrib.errors import Conflict, DistribError, NotReady, TorrentMismatch
+from distrib.errors import Conflict, DistribError, NoSpace, NotReady, TorrentMismatch
 from distrib.swarm.transfer import Transfer
 from distrib.trust.sitelist import SiteImage
 
@@ -291,7 +291,9 @@ class Puller:
             log.info("pull-overtaken", image=pull.image.ref, why=error.message)
         except DistribError as error:
             log.warning("pull-failed", image=pull.image.ref, code=error.code, why=error.message)
-            await self._fail(infohash, NodeReason.STORAGE_FAILED, error.message)
+            full = isinstance(error, NoSpace)
+            reason = NodeReason.NO_SPACE if full else NodeReason.STORAGE_FAILED
+            await self._fail(infohash, reason, error.message)
         except Exception as error:
             log.exception("bug", image=pull.image.ref)
             await self._fail(infohash, NodeReason.INTERNAL, f"{type(error).__name__}: {error}")

@@ -178,6 +178,12 @@ class StorageFailed(NodeError):
     code = "storage-failed"
 
 
+class DiskFull(NoSpace, StorageFailed):
+    """The file system below us has no room left for what must be written."""
+
+    code = "no-space"
+
+
 class StateCorrupt(NodeError):
     """A state file of the agent or the head cannot be read."""
 

@@ -6,25 +6,35 @@ bytes or the new ones, also after a power cut. What cannot be read is set aside 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from distrib.errors import StateCorrupt, StorageFailed
+from distrib.errors import DiskFull, StateCorrupt, StorageFailed
 
 BAD_SUFFIX = ".bad"
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 T = TypeVar("T")
 
 
 @contextmanager
 def storage_errors(what: str, path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into StorageFailed that says what was tried, and where."""
+    """Turn an OSError of the block into StorageFailed that says what was tried, and where; into
+    DiskFull, which is one, where room is all that it lacks."""
     try:
         yield
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise DiskFull(
+                f"{what} {path}: {error.strerror}",
+                hint="free space on that file system",
+                path=str(path),
+            ) from error
         raise StorageFailed(
             f"{what} {path}: {error.strerror or error}",
             hint="look at the kernel's log and the health of the disk",
@@ -74,6 +84,24 @@ def replace(path: Path, data: bytes) -> None:
         finally:
             os.close(fd)
         fsync_directory(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a new file; its bytes are on disk on return, its name once its directory is. For
+    directories that are filled and then renamed. Raises StorageFailed, and leaves no file."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with storage_errors("writing", path):
+        fd = os.open(path, flags, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
 
 
 def sweep(directory: Path) -> None:

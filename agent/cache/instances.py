@@ -117,7 +117,8 @@ class Instances:
         try:
             for leftover in (new, home):  # a directory without a description is half removed
                 durable.remove_directory(leftover)
-            durable.make_directory(new)
+            with durable.storage_errors("making the directory", new):
+                new.mkdir()
             try:
                 self._fill(new, volume, planned, check_room)
                 with durable.storage_errors("naming", home):
@@ -180,7 +181,7 @@ class Instances:
             "cow_bytes": planned.cow_bytes,
             "scratch_bytes": planned.scratch_bytes,
         }
-        durable.replace(new / _DESCRIPTION, json.dumps(described).encode())
+        durable.write(new / _DESCRIPTION, json.dumps(described).encode())
 
     def _made(self, home: Path) -> _Described:
         """Remember an instance, as it is on disk. Raises StorageFailed."""

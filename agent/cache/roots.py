@@ -18,7 +18,6 @@ _FICLONE: Final = 0x40049409  # linux/fs.h
 _CANNOT_REFLINK: Final = frozenset(
     {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.ETXTBSY}
 )
-NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _COPY_BYTES: Final = 8 << 20
 
 
@@ -36,7 +35,7 @@ def allocate(path: Path, size_bytes: int, *, mode: int) -> None:
             os.fsync(fd)
         except OSError as error:
             path.unlink(missing_ok=True)
-            if error.errno in NO_ROOM:
+            if error.errno in durable.NO_ROOM:
                 raise full_disk(path.parent, size_bytes) from error
             raise
         finally:
@@ -74,7 +73,7 @@ def clone(source_path: Path, target: Path) -> bool:
         target.unlink(missing_ok=True)
         if error.errno in _CANNOT_REFLINK:
             return False
-        if error.errno in NO_ROOM:
+        if error.errno in durable.NO_ROOM:
             raise full_disk(target.parent, 0) from error
         raise StorageFailed(
             f"cloning {source_path}: {error.strerror}",
