@@ -75,6 +75,7 @@ class Controller:
             identity=identity,
             site_trust=lambda: load_trust_directory(settings.trust.site),
             crls=settings.trust.crls,
+            policies=settings.trust.policies,
             grace=timedelta(seconds=settings.catalogue.supersede_grace_s),
             max_age_s=settings.site_list.max_age_s,
             resign_interval=timedelta(seconds=settings.site_list.resign_s),

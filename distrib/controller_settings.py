@@ -45,6 +45,10 @@ class TrustSettings(Section):
     crls: Literal["require", "if-present"] = Field(
         "require", description="whether every CA of endorsers must have a CRL"
     )
+    policies: Literal["require", "if-present"] = Field(
+        "if-present",
+        description="whether every CA of endorsers must have a namespaces or signing_policy file",
+    )
 
 
 class CatalogueSettings(Section):

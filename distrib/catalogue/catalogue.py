@@ -36,6 +36,7 @@ from distrib.db.session import Database
 from distrib.inspection.sandbox import Sandbox
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.directory import load_trust_directory
+from distrib.trust.namespaces import PolicyUse
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.sitelist import DEFAULT_MAX_AGE_S
 
@@ -56,6 +57,7 @@ class Catalogue:
     schedule: Schedule
     taking: Taking
     collector: Collector
+    examination: Examination
 
     @classmethod
     def open(
@@ -68,6 +70,7 @@ class Catalogue:
         site_trust: Callable[[], TrustMaterial] | None = None,
         clock: Clock = utc_now,
         crls: CrlPolicy = "require",
+        policies: PolicyUse = "if-present",
         grace: timedelta = SUPERSEDE_GRACE,
         max_age_s: float = DEFAULT_MAX_AGE_S,
         resign_interval: timedelta = RESIGN_INTERVAL,
@@ -96,7 +99,7 @@ class Catalogue:
         quarantine.recover()
         acceptance = Acceptance(
             store=store,
-            trust=lambda: load_trust_directory(endorser_trust),
+            trust=lambda: load_trust_directory(endorser_trust, policies=policies),
             clock=clock,
             crls=crls,
         )
@@ -141,6 +144,7 @@ class Catalogue:
             ),
             schedule=Schedule(database=database, poll=poll, publisher=publisher, clock=clock),
             taking=Taking(database=database, clock=clock),
+            examination=examination,
             collector=Collector(
                 database=database,
                 quarantine=quarantine,
