@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,13 @@ def farm_of(directory: Path, nodes: int) -> Iterator[Farm]:
         farm.start_head()
 
         def add(number: int, name: str) -> None:
-            farm.add_node(name, Address(number), cache={"cow_bytes": 1 << 20}).start()
+            # As installed: what is revoked later they learn over the bus alone.
+            trust = shutil.copytree(farm.pki / "site" / "trust", directory / f"trust-{name}")
+            cache = {"cow_bytes": 1 << 20}
+            node = farm.add_node(
+                name, Address(number), cache=cache, trust={"ca_directory": str(trust)}
+            )
+            node.start()
 
         with ThreadPoolExecutor(nodes) as pool:
             list(pool.map(add, range(2, nodes + 2), names))
