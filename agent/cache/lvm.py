@@ -216,15 +216,15 @@ class LvmStore:
             there = self._group.recent().find(image_name(check_infohash(infohash)))
             if there is None or not there.ours:
                 return
-            wanted = {key: tag(key, value) for key, value in labels.items()}
-            stale = [
-                old for key in wanted for old in there.tags if old.startswith(tag(key, ""))
-            ]  # fmt: skip
-            if set(stale) == set(wanted.values()):
-                return
-            changes = [a for old in stale for a in ("--deltag", old)]
-            changes += [a for new in wanted.values() for a in ("--addtag", new)]
-            self._group.run("lvchange", *changes, self._group.lv(there.name))
+            wanted = {tag(key, value) for key, value in labels.items()}
+            stale = {
+                old for old in there.tags for key in labels if old.startswith(tag(key, ""))
+            } - wanted
+            # LVM adds before it deletes: a tag must not be in both.
+            changes = [a for old in sorted(stale) for a in ("--deltag", old)]
+            changes += [a for new in sorted(wanted - there.tags) for a in ("--addtag", new)]
+            if changes:
+                self._group.run("lvchange", *changes, self._group.lv(there.name))
 
     # Instances ------------------------------------------------------------------------------------
 

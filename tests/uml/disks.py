@@ -11,7 +11,11 @@ from pathlib import Path
 
 DISKS = (Path("/dev/ubdb"), Path("/dev/ubdc"), Path("/dev/ubdd"))
 VG = "vg0"
+NO_UDEV = "activation{udev_sync=0 udev_rules=0}"
+"""What the tools must be told where no udev runs, as here."""
+
 _HEADER_BYTES = 2 << 20
+_FORMER_BYTES = 16 << 20
 
 
 def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -26,15 +30,14 @@ def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 def volume_group(
     *disks: Path, name: str = VG, extent: str = "64k", former: bytes = b""
 ) -> Iterator[str]:
-    """A new group, on the first disk unless told otherwise. ``former`` fills the disks first."""
+    """A new group, on the first disk unless told otherwise. ``former`` fills the
+    first extents."""
     chosen = disks or DISKS[:1]
     clear()
     for disk in chosen if former else ():
         with disk.open("r+b") as device:
             block = (former * (1 << 20))[: 1 << 20]
-            size = device.seek(0, os.SEEK_END)
-            device.seek(0)
-            for _ in range(size >> 20):
+            for _ in range(_FORMER_BYTES >> 20):
                 device.write(block)
             device.seek(0)
             device.write(bytes(_HEADER_BYTES))
