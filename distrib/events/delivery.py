@@ -90,7 +90,7 @@ class Delivery:
         state = await self._noted(handler, due, ended)
         told = {
             "handler": handler.name,
-            "event": due.event.id,
+            "number": due.event.id,
             "type": due.event.type,
             "subject": due.event.subject,
             "attempts": due.attempts,
