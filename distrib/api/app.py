@@ -12,6 +12,7 @@ from distrib.api import (
     endorsers,
     events,
     images,
+    intake,
     lists,
     nodes,
     provenance,
@@ -50,6 +51,7 @@ def create_app(services: Services) -> FastAPI:
         health,
         # Before images, whose references may hold slashes.
         provenance.router,
+        intake.router,
         images.router,
         endorsers.router,
         subscriptions.router,

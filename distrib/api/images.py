@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlalchemy import select
-from starlette.requests import ClientDisconnect
 
 from distrib.api.access import Admin, Operator, Use, Viewer
 from distrib.api.body import Body
 from distrib.api.services import Services
-from distrib.api.views import image_view
+from distrib.api.views import checks_view, image_view
+from distrib.catalogue.examination import checks_of
 from distrib.catalogue.intake import ImageChoice
 from distrib.db.models import Image, ImageState
 from distrib.db.references import (
@@ -26,7 +26,7 @@ from distrib.db.references import (
     resolve,
     versions_of,
 )
-from distrib.errors import NetworkError, NotFound, OperatorError
+from distrib.errors import NotFound, OperatorError
 from distrib.trust.sitelist import parse_image_ref
 
 router = APIRouter(tags=["images"])
@@ -46,11 +46,12 @@ class Announcement(Body):
 
 
 class ApprovalRequest(Body):
-    """``audience`` absent: everybody, or as it was."""
+    """``audience`` absent: everybody, or as it was; ``force``: why, although checks failed."""
 
     aliases: Annotated[tuple[str, ...], Field(max_length=32)] = ()
     audience: Literal["all"] | Annotated[tuple[_User, ...], Field(max_length=1000)] | None = None
     reason: Annotated[str, Field(max_length=1000)] = ""
+    force: Annotated[str, Field(max_length=1000)] = ""
 
 
 class Reason(Body):
@@ -84,63 +85,46 @@ def announce(body: Announcement, services: Use, actor: Admin) -> dict[str, Any]:
     finally:
         # The list may have revoked images, whatever became of this one.
         services.catalogue.publisher.publish_if_due()
-    return _view(services, row)
-
-
-@router.put("/images/{ref:path}/content")
-async def content(ref: str, request: Request, services: Use, actor: Admin) -> dict[str, Any]:
-    """Take the file in, streamed; it is checked on the way."""
-    row = await asyncio.to_thread(_one_version, services, ref)
-    declared = request.headers.get("content-length", "")
-    try:
-        received = await services.catalogue.quarantine.receive(
-            row.identifier,
-            row.version,
-            request.stream(),
-            declared_bytes=int(declared) if declared.isdigit() else None,
-            actor=actor.name,
-        )
-    except ClientDisconnect:
-        raise NetworkError("the client went away", hint="add the image again") from None
-    return await asyncio.to_thread(_view, services, received)
+    return view_of(services, row)
 
 
 @router.post("/images/{ref:path}/approve")
 async def approve(ref: str, body: ApprovalRequest, services: Use, actor: Admin) -> dict[str, Any]:
     """Make the torrent and put the image on the site list."""
-    row = await asyncio.to_thread(_one_version, services, ref)
+    row = await asyncio.to_thread(one_version, services, ref)
     approved = await services.catalogue.approval.approve(
         row.identifier,
         row.version,
         aliases=body.aliases,
         audience=body.audience,
         reason=body.reason,
+        force=body.force,
         actor=actor.name,
     )
     await asyncio.to_thread(services.catalogue.publisher.publish_if_due)
-    return await asyncio.to_thread(_view, services, approved)
+    return await asyncio.to_thread(view_of, services, approved)
 
 
 @router.post("/images/{ref:path}/deny")
 def deny(ref: str, body: Reason, services: Use, actor: Admin) -> dict[str, Any]:
     """Take the image version off the site list at once."""
-    row = _one_version(services, ref)
+    row = one_version(services, ref)
     denied = services.catalogue.denial.deny(
         row.identifier, row.version, reason=body.reason, actor=actor.name
     )
     services.catalogue.publisher.publish_if_due()
-    return _view(services, denied)
+    return view_of(services, denied)
 
 
 @router.post("/images/{ref:path}/undeny")
 def undeny(ref: str, body: Reason, services: Use, actor: Admin) -> dict[str, Any]:
     """Take a denial back: the image version is again what it was."""
-    row = _one_version(services, ref, preferred=frozenset({ImageState.DENIED}))
+    row = one_version(services, ref, preferred=frozenset({ImageState.DENIED}))
     undenied = services.catalogue.denial.undeny(
         row.identifier, row.version, reason=body.reason, actor=actor.name
     )
     services.catalogue.publisher.publish_if_due()
-    return _view(services, undenied)
+    return view_of(services, undenied)
 
 
 @router.get("/images")
@@ -167,7 +151,8 @@ def show(ref: str, services: Use, _actor: Viewer) -> dict[str, Any]:
             {"version": other.version, "state": other.state}
             for other in versions_of(session, row.identifier)
         ]
-        return image_view(row, aliases_of(session, row.identifier)) | {"versions": versions}
+        view = image_view(row, aliases_of(session, row.identifier))
+        return view | {"versions": versions, "checks": checks_view(checks_of(session, row))}
 
 
 @router.put("/aliases/{alias}")
@@ -200,15 +185,17 @@ def _is_known(if_none_match: str, tag: str) -> bool:
     return "*" in tags or tag in tags
 
 
-def _view(services: Services, row: Image) -> dict[str, Any]:
+def view_of(services: Services, row: Image) -> dict[str, Any]:
+    """An image version, with what its checks said."""
     with services.database.reading() as session:
-        return image_view(row, aliases_of(session, row.identifier))
+        view = image_view(row, aliases_of(session, row.identifier))
+        return view | {"checks": checks_view(checks_of(session, row))}
 
 
 _STANDING = frozenset(ImageState) - {ImageState.SUPERSEDED}
 
 
-def _one_version(
+def one_version(
     services: Services, ref: str, *, preferred: Collection[ImageState] = _STANDING
 ) -> Image:
     """The image version that is to be changed: named in full, or the only one there is.

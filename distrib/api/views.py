@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from distrib.db.intake_models import ImageCheck
 from distrib.db.models import Audit, Endorser, Image, Node, Token
 from distrib.db.references import image_name
 
@@ -36,6 +38,9 @@ def image_view(image: Image, aliases: list[str]) -> dict[str, Any]:
         "size_bytes": image.size_bytes,
         "piece_bytes": image.piece_bytes,
         "endorsed": {"sha512": image.endorsed_sha512, "size_bytes": image.endorsed_size_bytes},
+        "source": image.source,
+        "fetched_bytes": image.fetched_bytes,
+        "fault": image.fault,
         "origin": {
             "list": image.list_identifier,
             "list_version": image.list_version,
@@ -44,6 +49,19 @@ def image_view(image: Image, aliases: list[str]) -> dict[str, Any]:
             "endorser_ca": image.endorser_ca,
         },
     }
+
+
+def checks_view(checks: Iterable[ImageCheck]) -> list[dict[str, Any]]:
+    """What the policy checks of an image said."""
+    return [
+        {
+            "name": check.name,
+            "outcome": check.outcome,
+            "text": check.text,
+            "at": time_text(check.at),
+        }
+        for check in checks
+    ]
 
 
 def endorser_view(endorser: Endorser) -> dict[str, Any]:

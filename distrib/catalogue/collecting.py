@@ -170,6 +170,7 @@ class Collector:
                 "code": error.code,
                 "message": error.message,
                 "hint": error.hint,
+                "exit": int(error.exit_status),
                 "at": now.isoformat(),
                 "attempts": attempts,
             }

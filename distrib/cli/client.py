@@ -189,16 +189,22 @@ def _tls(settings: ClientSettings) -> ssl.SSLContext:
 
 
 def _remote_error(response: httpx.Response) -> DistribError:
-    """The error that the head raised; of the same class where we know its code."""
     try:
-        fields = response.json()["error"]
-        code, message = str(fields["code"]), str(fields["message"])
-        hint, ids = str(fields["hint"]), dict(fields["ids"])
-        own = {"code": code, "exit_status": ExitStatus(fields["exit"])}
+        return remote_error(response.json()["error"])
     except (ValueError, KeyError, TypeError):
         return NetworkError(
             f"{response.url}: HTTP {response.status_code}", hint="is this the head's API?"
         )
+
+
+def remote_error(fields: dict[str, Any]) -> DistribError:
+    """The error that the head raised; of the same class where we know its code.
+
+    Raises ValueError, KeyError or TypeError for what describes no error.
+    """
+    code, message = str(fields["code"]), str(fields["message"])
+    hint, ids = str(fields.get("hint", "")), dict(fields.get("ids", {}))
+    own = {"code": code, "exit_status": ExitStatus(fields["exit"])}
     if code == TrustRefused.code:
         reasons = tuple(fields.get("reasons", ()))
         return TrustRefused(message, hint=hint, reasons=reasons, **ids)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from distrib.cli.client import LONG_S, ApiClient, connected, path_of
+from distrib.cli.image_intake import check_lines, checks, take
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
 from distrib.cli.progress import Advance, progress
 from distrib.cli.provenance import history, where_running
@@ -29,6 +30,8 @@ def image() -> None:
 
 image.add_command(history)
 image.add_command(where_running)
+image.add_command(take)
+image.add_command(checks)
 
 
 @image.command("add")
@@ -38,6 +41,7 @@ image.add_command(where_running)
 @click.option("--version", help="… and version; else it is found by the file's SHA-512.")
 @click.option("--alias", "aliases", multiple=True, help="The site's name for it.")
 @click.option("--approve/--no-approve", default=True, show_default=True, help="Let it run here.")
+@click.option("--force", default="", metavar="REASON", help="Why, although checks failed.")
 @json_option
 def add(
     *,
@@ -47,6 +51,7 @@ def add(
     version: str | None,
     aliases: tuple[str, ...],
     approve: bool,
+    force: str,
     as_json: bool,
 ) -> None:
     """Take the image FILE in, as the signed list LIST endorses it, and approve it."""
@@ -67,7 +72,7 @@ def add(
         if approve and (aliases or found["state"] != "approved"):
             found = client.post(
                 path_of("images", found["image"], "approve"),
-                {"aliases": list(aliases)},
+                {"aliases": list(aliases), "force": force},
                 timeout_s=LONG_S,
             )
     _print_image(found, as_json=as_json)
@@ -114,6 +119,7 @@ def show(*, ref: str, as_json: bool) -> None:
 @click.option("--user", "users", multiple=True, help="Only these users may lease it.")
 @click.option("--everybody", is_flag=True, help="Every user may lease it (the default).")
 @click.option("--reason", default="", help="For the audit log.")
+@click.option("--force", default="", metavar="REASON", help="Why, although checks failed.")
 @json_option
 def approve_command(
     *,
@@ -122,12 +128,13 @@ def approve_command(
     users: tuple[str, ...],
     everybody: bool,
     reason: str,
+    force: str,
     as_json: bool,
 ) -> None:
     """Let a quarantined image run here: its torrent is made, the site list signed."""
     if users and everybody:
         raise click.UsageError("--user and --everybody exclude each other")
-    body: dict[str, Any] = {"aliases": list(aliases), "reason": reason}
+    body: dict[str, Any] = {"aliases": list(aliases), "reason": reason, "force": force}
     if users or everybody:
         body["audience"] = list(users) or "all"
     with connected() as client:
@@ -182,6 +189,8 @@ def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> N
         print_line(f"{row['image']}{names} {row['title']}: {row['state']}")
         if row["infohash"] and row["state"] == "approved":
             print_line(f"info-hash {row['infohash']}")
+        for told in check_lines(row, missed_only=True):
+            print_line(told)
         return
     audience = row["audience"]
     others = [f"{other['version']} ({other['state']})" for other in row.get("versions", ())]
@@ -197,6 +206,11 @@ def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> N
             ("audience", "everybody" if audience == "all" else audience),
             ("size", bytes_text(row["endorsed"]["size_bytes"])),
             ("SHA-512", row["endorsed"]["sha512"]),
+            ("raw size", bytes_text(row["size_bytes"]) if row["size_bytes"] else None),
+            ("raw SHA-512", row["sha512"]),
+            ("fetched from", row.get("source")),
+            ("last fault", (row.get("fault") or {}).get("message")),
+            ("checks", check_lines(row)),
             ("info-hash", row["infohash"]),
             ("pieces of", bytes_text(row["piece_bytes"]) if row["piece_bytes"] else None),
             ("list", f"{row['origin']['list']} version {row['origin']['list_version']}"),
