@@ -1,8 +1,8 @@
 """aria2, plain libtorrent and uftp (multicast) over the same shaped links.
 
-Each class distributes one file from the head to all hosts and returns, by host, the seconds from
-the start to the last byte. libtorrent and uftpd run already when the clock starts, aria2 starts with
-it. Every copy is compared byte for byte, and nobody listens afterwards.
+Each function distributes one file from the head to all hosts and returns, by host, the seconds from
+the start to the last byte. libtorrent and uftpd run already when the clock starts; aria2 starts
+with it. Every copy is compared byte for byte, and nobody listens afterwards.
 """
 
 from __future__ import annotations
