@@ -171,6 +171,6 @@ def _check_same(row: Image, endorsed: Endorsed) -> None:
     if row.state == ImageState.DENIED:
         raise Revoked(
             f"image {image_name(row)} was denied by this site: {row.reason}",
-            hint="a denied version does not come back; take in another version",
+            hint="take in another version, or distrib image undeny",
             image=image_name(row),
         )
