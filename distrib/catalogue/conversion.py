@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from distrib.catalogue.ova import disk_of
 from distrib.catalogue.store import named_faults
 from distrib.errors import ImageError, NoSpace
 from distrib.inspection.headers import (
+    SECTOR_BYTES,
     DiskFormat,
     HeaderRefused,
     Packing,
@@ -43,6 +45,8 @@ _UNPACKERS = {
     Packing.ZSTD: ("zstd", "-dcq", "--no-sparse"),
 }
 _MEMORY_BYTES = 2 << 30
+# How qemu-img and others name the file that they were given.
+_FILE_OPTIONS = re.compile(r"'?(driver=[^' ]*|/proc/self/fd/\d+)'?")
 _NO_SPACE = "No space left on device"
 
 
@@ -215,10 +219,14 @@ def _close_to_tools(file: Path, size_bytes: int, image: str) -> None:
 
 def _image_opts(disk: Disk, descriptor: int) -> str:
     """Every layer is named, so that QEMU probes nothing."""
+    file = fd_path(descriptor)
+    if disk.offset == 0:
+        return f"driver={disk.format},file.driver=file,file.locking=off,file.filename={file}"
+    # QEMU takes whole sectors only; to them a tar fills up its members.
+    size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     return (
-        f"driver={disk.format},file.driver=raw,file.offset={disk.offset},"
-        f"file.size={disk.size_bytes},file.file.driver=file,file.file.locking=off,"
-        f"file.file.filename={fd_path(descriptor)}"
+        f"driver={disk.format},file.driver=raw,file.offset={disk.offset},file.size={size_bytes},"
+        f"file.file.driver=file,file.file.locking=off,file.file.filename={file}"
     )
 
 
@@ -278,9 +286,8 @@ def _require(ran: Ran, image: str) -> None:
         return
     if _NO_SPACE in ran.stderr:
         raise _no_room(image, f"{ran.tool} found no more space")
-    raise ToolFailed(
-        f"image {image}: {ran.told()}", hint="the file is damaged, or hostile", image=image
-    )
+    told = _FILE_OPTIONS.sub("the file", ran.told())
+    raise ToolFailed(f"image {image}: {told}", hint="the file is damaged, or hostile", image=image)
 
 
 def _free_bytes(folder: Path) -> int:
