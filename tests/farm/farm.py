@@ -211,7 +211,10 @@ class Farm:
             "sl:os": "Linux",
             "sl:osversion": "Debian 12",
         }
-        # Leaving an image out of a newer list would revoke it.
+        # Leaving an image out of a newer list would revoke it; a new version replaces the older one.
+        self._endorsed = [
+            one for one in self._endorsed if one["hv:image"]["dc:identifier"] != identifier
+        ]
         self._endorsed.append({"hv:image": entry})
         plain = self.directory / f"list-{self._versions}.json"
         signed = plain.with_suffix(".smime")
