@@ -24,7 +24,7 @@ from distrib.trust.testpki import Authority, Demo
 from tests.head.stories import Endorser, Head, Rollouts, TickingClock
 from tests.subscriptions.server import ListServer
 
-FETCH_S = 5.0
+FETCH_S = 30.0
 
 
 def open_site(

@@ -64,7 +64,9 @@ async def test_two_lists_that_name_the_same_image(follower: Follower) -> None:
         for number in range(4)
     ]
     rows = await asyncio.gather(*(rival.poll() for rival in rivals))
-    assert sorted(row.code or "" for row in rows) == ["accepted", *["trust-refused"] * 3]
+    assert sorted(row.code or "" for row in rows) == ["accepted", *["trust-refused"] * 3], [
+        row.text for row in rows
+    ]
     assert [codes(row) for row in rows if row.code != "accepted"] == [["uuid-foreign"]] * 3
     assert list(follower.states().values()) == ["expected"]
 
@@ -76,7 +78,9 @@ async def test_two_subscriptions_to_one_list(follower: Follower) -> None:
         subscribe(follower, identifier, image, name=f"mirror-{number}") for number in range(4)
     ]
     rows = await asyncio.gather(*(mirror.poll() for mirror in mirrors))
-    assert sorted(row.code or "" for row in rows) == ["accepted", *["conflict"] * 3]
+    assert sorted(row.code or "" for row in rows) == ["accepted", *["conflict"] * 3], [
+        row.text for row in rows
+    ]
     assert [row.identifier for row in rows if row.code == "conflict"] == [None] * 3
     assert list(follower.states().values()) == ["expected"]
 
