@@ -211,7 +211,7 @@ class Farm:
             "sl:os": "Linux",
             "sl:osversion": "Debian 12",
         }
-        # Leaving an image out of a newer list would revoke it; a new version replaces the older one.
+        # Leaving an image out of a newer list would revoke it; its new version replaces the old.
         self._endorsed = [
             one for one in self._endorsed if one["hv:image"]["dc:identifier"] != identifier
         ]
