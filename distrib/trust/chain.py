@@ -7,11 +7,13 @@ CRLs, and looked over here for everything that is wrong; then OpenSSL must agree
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
@@ -74,7 +76,9 @@ def check_chain(
     if now.tzinfo is None:
         raise ValueError("now must be an aware datetime")
     helpers = (*trust.intermediates, *untrusted)
-    path, fault = _find_path(certificate, helpers, trust, now)
+    anchors = _without_namesakes(trust.anchors, (certificate, *helpers))
+    helpers = _without_namesakes(helpers, (certificate, *helpers))
+    path, fault = _find_path(certificate, helpers, anchors, now)
     if fault is not None:
         text = f"no path from {slash_form(certificate.subject)} to a trusted CA: {fault}"
         return (
@@ -94,9 +98,7 @@ def check_chain(
         flags, used = 0, revocation.in_force
         if revocation.complete:
             flags = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
-        _, error = _openssl(
-            certificate, helpers, anchors=trust.anchors, crls=used, flags=flags, now=now
-        )
+        _, error = _openssl(certificate, helpers, anchors=anchors, crls=used, flags=flags, now=now)
         if error is not None:
             code = _OPENSSL_CODES.get(error[0], ReasonCode.CHAIN_UNTRUSTED)
             reasons.append(Reason(code, f"{slash_form(certificate.subject)}: {error[1]}"))
@@ -106,16 +108,44 @@ def check_chain(
 def _find_path(
     certificate: x509.Certificate,
     helpers: Sequence[x509.Certificate],
-    trust: TrustMaterial,
+    anchors: Sequence[x509.Certificate],
     now: datetime,
 ) -> tuple[list[x509.Certificate], str | None]:
     """The path, leaf first, whatever its dates; or why there is none."""
-    if not trust.anchors:
-        return [], "no trust anchors at all"
+    if not anchors:
+        return [], "none of the trusted CAs has issued anything here"
     path, error = _openssl(
-        certificate, helpers, anchors=trust.anchors, crls=(), flags=_NO_CHECK_TIME, now=now
+        certificate, helpers, anchors=anchors, crls=(), flags=_NO_CHECK_TIME, now=now
     )
     return path, error[1] if error else None
+
+
+def _without_namesakes(
+    authorities: Sequence[x509.Certificate], issued: Sequence[x509.Certificate]
+) -> tuple[x509.Certificate, ...]:
+    """The CAs, less those of one name that issued nothing here.
+
+    A CA that changed its key has two certificates of one name. OpenSSL takes the first that fits by
+    name and key identifier, and where there is no identifier that may be the wrong one.
+    """
+    names = Counter(authority.subject for authority in authorities)
+    return tuple(
+        authority
+        for authority in authorities
+        if names[authority.subject] == 1
+        or authority == issued[0]
+        or any(_may_have_issued(authority, each) for each in issued if each != authority)
+    )
+
+
+def _may_have_issued(authority: x509.Certificate, issued: x509.Certificate) -> bool:
+    try:
+        issued.verify_directly_issued_by(authority)
+    except UnsupportedAlgorithm:
+        return issued.issuer == authority.subject
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _openssl(

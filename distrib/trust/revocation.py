@@ -128,13 +128,22 @@ def _in_force(
         start = min(crl.last_update_utc for crl in genuine)
         text = f"the CRL of {name} is from {start:%Y-%m-%dT%H:%M:%SZ}, after now"
         return None, [Reason(ReasonCode.CRL_NOT_YET_VALID, text)]
-    newest = max(started, key=lambda crl: crl.last_update_utc)
+    newest = max(started, key=_age)
     if newest.next_update_utc is not None and now > newest.next_update_utc:
         text = (
             f"the CRL of {name} was due for renewal at {newest.next_update_utc:%Y-%m-%dT%H:%M:%SZ}"
         )
         return newest, [Reason(ReasonCode.CRL_EXPIRED, text)]
     return newest, []
+
+
+def _age(crl: x509.CertificateRevocationList) -> tuple[datetime, int, int]:
+    """What CRLs are ordered by: of two of one second the later number, or the longer one."""
+    try:
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        number = 0
+    return crl.last_update_utc, number, len(crl)
 
 
 def _fault(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> str | None:

@@ -243,3 +243,40 @@ def test_the_serial_numbers_of_old_grid_authorities(
     trust = load_trust_directory(tmp_path)
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     assert check_chain(trust.anchors[0], trust=trust, now=tomorrow, crls="if-present") == ()
+
+
+def test_a_ca_that_changed_its_key_lies_there_twice(world: World, tmp_path: Path) -> None:
+    """One name, so one hash: ``.0`` and ``.1``, ``.r0`` and ``.r1``. Each vouches for its own."""
+    old = world.experiment
+    new = Authority.create(tmp_path / "new", "Experiment", now=NOW)
+    stem = old.crl_path.stem
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    for order in ((old, new), (new, old)):
+        directory = tmp_path / f"{order[0].directory.name} first"
+        directory.mkdir()
+        for number, authority in enumerate(order):
+            pem = authority.certificate.public_bytes(Encoding.PEM)
+            (directory / f"{stem}.{number}").write_bytes(pem)
+            (directory / f"{stem}.r{number}").write_bytes(authority.crl_path.read_bytes())
+        trust = load_trust_directory(directory)
+        assert len(trust.anchors) == len(trust.crls) == 2
+        for authority in order:
+            with_identifier = authority.issue(Role.ENDORSER, "Jane", now=NOW).certificate
+            assert check(with_identifier, trust) == []
+            assert check(make_certificate("Bare", key, authority), trust) == []
+            authority.revoke(with_identifier, now=NOW)
+            revoked = trust.with_crls(*load_trust_directory(authority.trust_directory).crls)
+            assert check(with_identifier, revoked) == ["certificate-revoked"]
+            authority.write_crl((), now=NOW)
+
+
+def test_an_intermediate_that_changed_its_key_came_twice(world: World) -> None:
+    keys = [rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(3)]
+    middles = [
+        make_certificate("Middle CA", key, world.experiment, authority=True) for key in keys[:2]
+    ]
+    crls = [make_crl(middles[0].subject, key) for key in keys[:2]]
+    for middle, key in zip(middles, keys, strict=False):
+        leaf = make_certificate("Leaf", keys[2], Authority(Path(), middle, key))
+        for untrusted in (middles, middles[::-1]):
+            assert check(leaf, world.trust.with_crls(*crls), *untrusted) == []
