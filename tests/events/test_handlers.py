@@ -157,9 +157,32 @@ async def test_opennebula_keeps_what_a_machine_uses_and_disables_it(
     assert [image["name"] for image in images_of(cloud)] == [f"{ONE}_{newer}"]
 
 
-@pytest.mark.parametrize("example", ["glance", "opennebula"])
-def test_the_examples_are_shell(example: str) -> None:
-    subprocess.run(["sh", "-n", str(EXAMPLES / example)], check=True)
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("example", "variable"), [("glance", "OS_CLOUD"), ("opennebula", "ONE_CLOUD")]
+)
+async def test_while_the_cloud_does_not_answer_an_example_fails_and_is_run_again(
+    outbox: Outbox, cloud: Path, example: str, variable: str
+) -> None:
+    config = cloud / "conf"
+    config.write_text(f"export {variable}={cloud}\n")
+    image = outbox.image()
+    async with outbox.delivering(handler([str(EXAMPLES / example), str(config)])):
+        there = outbox.emit(AVAILABLE, image)
+        await until(lambda: outbox.is_done(there))
+        (cloud / "down").touch()
+        gone = outbox.emit(EXPIRE, image)
+        await until(lambda: tried(outbox, gone))
+        assert outbox.state(gone) == DeliveryState.QUEUED
+        (cloud / "down").unlink()
+        await until(lambda: outbox.is_done(gone))
+    assert images_of(cloud) == []
+
+
+def tried(outbox: Outbox, event: int) -> bool:
+    """Whether a handler has failed at it."""
+    row = outbox.delivery(event)
+    return row is not None and row.exit_status not in {None, 0}
 
 
 def test_a_controller_that_is_killed_takes_its_handler_with_it_and_tells_it_again(

@@ -22,7 +22,14 @@ from distrib.trust.testpki import Role as CertificateRole
 from tests.head.postgresql import Cluster, private_cluster
 from tests.head.stories import LIST, Endorser, Head, open_head, serve
 
-BOTH = {"test_database", "test_denial", "test_history", "test_intake", "test_site_list"}
+BOTH = {
+    "test_database",
+    "test_denial",
+    "test_events",
+    "test_history",
+    "test_intake",
+    "test_site_list",
+}
 
 DatabaseUrl = Callable[[Path], str]
 
