@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,12 +37,42 @@ from distrib.db.session import Database, sqlite_url
 from distrib.rollout.service import Rollouts
 from distrib.trust.envelope import key_id, open_envelope
 from distrib.trust.testpki import Demo, create_demo
+from tests.head.postgresql import Cluster, private_cluster
 
 LIMIT_S = 15.0
 NODES = ("wn001", "wn002", "wn003", "wn004")
 WORKER = "7cb7a2d5-0f0e-4f43-9a11-3a9f5e0f6c11"
 SIZE = 1 << 20
 INFOHASH = {"1.0.0": "a1" * 32, "2.0.0": "b2" * 32}
+
+#: Stories that are told on PostgreSQL as well: those whose state has to be in the database.
+ON_BOTH = {
+    "test_an_offline_node_catches_up_and_a_new_one_is_warmed",
+    "test_abort_stops_pulls_and_the_version_before_is_active_again",
+    "test_a_restarted_controller_goes_on_and_says_nothing_twice",
+    "test_a_forgotten_node_leaves_nothing_behind",
+    "test_a_revoked_image_is_not_wanted_any_more",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function.__name__ in ON_BOTH:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Started for the first story that is told on PostgreSQL."""
+    with private_cluster() as running:
+        yield running
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return sqlite_url(tmp_path / "distrib.db")
+    running: Cluster = request.getfixturevalue("cluster")
+    return running.database()
 
 
 @pytest.fixture(scope="session")
@@ -218,7 +248,7 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, pki: Demo) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, pki: Demo, database_url: str) -> AsyncIterator[Site]:
     certs = pki.site.directory / "certs"
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -239,7 +269,7 @@ async def site(tmp_path: Path, pki: Demo) -> AsyncIterator[Site]:
         port=port, ca=ca, cert=certs / "server.pem", key=certs / "server.key"
     )
     key = Ed25519PrivateKey.generate()
-    database = Database(sqlite_url(tmp_path / "distrib.db"))
+    database = Database(database_url)
     upgrade(database)
     broker = Broker(broker_settings, tmp_path / "broker")
     nodes = {name: FakeNode(name, settings(name), key) for name in NODES}
