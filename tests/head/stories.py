@@ -23,6 +23,7 @@ from distrib.api.server import ApiSettings, serving
 from distrib.api.services import Document, Services
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.identity import SiteIdentity
+from distrib.catalogue.intake_settings import IntakeSettings
 from distrib.db.audit import newest
 from distrib.db.models import Node, Role
 from distrib.db.schema import upgrade
@@ -207,7 +208,12 @@ class Head:
 
 
 def open_head(
-    state_dir: Path, pki: Demo, orders_key: Ed25519PrivateKey, *, url: str | None = None
+    state_dir: Path,
+    pki: Demo,
+    orders_key: Ed25519PrivateKey,
+    *,
+    url: str | None = None,
+    intake: IntakeSettings | None = None,
 ) -> Head:
     """A head over a state directory, new or not; ``url`` of its database, by default SQLite's."""
     state_dir.mkdir(exist_ok=True)
@@ -232,6 +238,7 @@ def open_head(
         site_trust=lambda: load_trust_directory(pki.site.trust_directory),
         clock=clock,
         on_published=published.append,
+        intake=intake,
     )
     rollouts = Rollouts(database)
     services = Services(database=database, catalogue=catalogue, rollouts=rollouts, clock=clock)
