@@ -140,17 +140,20 @@ def read_certificate(der: bytes) -> x509.Certificate:
     """
     # The serial number in authorityKeyIdentifier counts here too.
     with old_serials_allowed():
-        return read_whole(x509.load_der_x509_certificate(der))
+        certificate = x509.load_der_x509_certificate(der)
+        _ = (certificate.extensions, certificate.version)
+    return read_whole(certificate)
 
 
 def read_whole(certificate: x509.Certificate) -> x509.Certificate:
-    """The certificate, if every part of it can be read; else one of ``PARSE_FAULTS``."""
+    """The certificate, if its names, dates and key can be read; else one of ``PARSE_FAULTS``.
+
+    Its extensions not: CAs have odd ones, and those that count are read where they do.
+    """
     with old_serials_allowed():
         _ = (
             certificate.subject,
             certificate.issuer,
-            certificate.extensions,
-            certificate.version,
             certificate.serial_number,
             certificate.public_key(),
             certificate.not_valid_before_utc,

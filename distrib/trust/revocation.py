@@ -21,6 +21,7 @@ from distrib.trust.reasons import Reason, ReasonCode
 #: ``if-present``: an issuer without any CRL passes; a CRL that is there is checked all the same.
 CrlPolicy = Literal["require", "if-present"]
 
+_EXTENSION_FAULTS = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _WEAK_HASHES = frozenset({"md5", "sha1", "sha224"})
 
 
@@ -63,9 +64,9 @@ def check_revocation(
 def read_whole(crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
     """The CRL, with its head read now: ``cryptography`` parses late. ``ValueError`` if it cannot.
 
-    Its entries are many, and are read where somebody is looked up.
+    Its entries are many, and are read where somebody is looked up; its extensions, where it counts.
     """
-    _ = (crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.extensions)
+    _ = (crl.issuer, crl.last_update_utc, crl.next_update_utc)
     return crl
 
 
@@ -162,7 +163,7 @@ def _fault(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> str
             return "was signed by a certificate that may not sign CRLs"
     except x509.ExtensionNotFound:
         pass
-    except ValueError:
+    except _EXTENSION_FAULTS:
         return "has an issuer whose extensions cannot be read"
     return _partial(crl)
 
@@ -181,6 +182,6 @@ def _partial(crl: x509.CertificateRevocationList) -> str | None:
                 or value.indirect_crl
             ):
                 return "covers only a part of what it issued"
-    except ValueError:
+    except _EXTENSION_FAULTS:
         return "has extensions that cannot be read"
     return None
