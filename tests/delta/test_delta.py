@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
+from agent.cache.holders import TimeHolder
 from distrib.bus.messages import Peer, State
 from tests.delta.conftest import CHANGED, SIZE
 from tests.delta.node import MIB, PIECE, Node, edited
@@ -40,6 +42,27 @@ async def test_the_first_version_of_an_image_is_fetched_whole(node: Node, old: P
     async with node.running():
         await hold_old(node, old)
     assert (node.record(old).fetched_bytes, node.record(old).copied_bytes) == (SIZE, 0)
+
+
+async def test_what_a_job_writes_into_its_instance_is_not_copied(
+    node: Node, old: Published, new: Published
+) -> None:
+    async with node.running():
+        await hold_old(node, old)
+        lease = node.cache.lease(
+            old.info.infohash,
+            holder=TimeHolder(datetime.max.replace(tzinfo=UTC)),
+            user="u",
+            cow_bytes=SIZE,
+        )
+        (instance,) = node.stores[0].instances()
+        with instance.path.open("r+b") as file:
+            file.write(b"the job's own" * 100_000)
+        async with seeding(new) as seeder:
+            await node.pull(new, "2.0", (seeder,))
+    assert node.bytes_of(new) == new.data
+    assert node.damaged == []
+    assert node.cache.leases() == (lease,)
 
 
 async def test_pieces_that_moved_and_images_that_grew_or_shrank(
