@@ -23,8 +23,8 @@ from distrib.trust.policyfiles import MAX_POLICY_BYTES, parse_policy
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 
-_CERTIFICATE_FILE = re.compile(r".*\.(?:\d+|pem)")
-_CRL_FILE = re.compile(r".*\.r\d+")
+_CERTIFICATE_FILE = re.compile(r"[0-9a-fA-F]{8}\.\d+|.*\.(?:\d|pem)")
+_CRL_FILE = re.compile(r"[0-9a-fA-F]{8}\.r\d+|.*\.r\d")
 _POLICY_FILE = re.compile(r".*\.(?:signing_policy|namespaces)")
 _CRL_BLOCK = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 

@@ -194,8 +194,9 @@ class TestDirectory:
         (tmp_path / "0a1b2c3d.0").write_bytes(
             world.experiment.certificate.public_bytes(Encoding.DER)
         )
-        (tmp_path / "0a1b2c3d.r0").write_bytes(crl.public_bytes(Encoding.DER))
-        (tmp_path / "0a1b2c3d.crl_url").write_text("http://example.org/ is for fetch-crl")
+        (tmp_path / "0a1b2c3d.r10").write_bytes(crl.public_bytes(Encoding.DER))
+        for name in ("0a1b2c3d.crl_url", "0a1b2c3d.info", "0a1b2c3d.0.20260301", "README"):
+            (tmp_path / name).write_text("is for others")
         trust = load_trust_directory(tmp_path)
         assert set(trust.anchors) == {world.experiment.certificate, site_ca.certificate}
         assert trust.crls == (crl,)
