@@ -27,7 +27,7 @@ from distrib.db.intake_models import Take
 from distrib.db.models import AcceptedList
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.imagelist import ImageList, ImageListInvalid, parse_image_list, version_key
-from distrib.trust.reasons import Reason, refusal
+from distrib.trust.reasons import Reason, ReasonCode, refusal
 from distrib.trust.revocation import CrlPolicy
 from distrib.trust.signature import open_smime
 from distrib.trust.sitelist import site_list_of
@@ -36,6 +36,8 @@ from distrib.trust.verify import AuthorisedEndorser, Expectation, Profile, Verdi
 log = structlog.get_logger(__name__)
 
 SITE_PROFILE_KEY = "distrib:profile"
+#: Accepting a list holds the lock of the database, 1.5 ms an image: a denial must not wait long.
+MAX_IMAGES = 2000
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,9 @@ def _offers(verdict: Verdict, claim: Claim) -> tuple[tuple[Offer, ...], tuple[Re
     image_list = verdict.image_list
     if image_list is None:
         return (), ()
+    if len(image_list.images) > MAX_IMAGES:
+        text = f"{len(image_list.images)} images; a site takes lists of up to {MAX_IMAGES}"
+        return (), (Reason(ReasonCode.TOO_LARGE, text),)
     if not claim.is_site_list:
         return tuple(Offer(image) for image in image_list.images), ()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_a_list_is_followed_from_the_command_line(
         assert set(example[part]) == set(shown[part])
     assert run("list", "unsubscribe", server.url)[:2] == (0, "subscription 1 removed\n")
     assert json.loads(run("list", "show", "--json")[1]) == {"subscriptions": []}
+
+
+def test_a_list_that_has_grown_too_old_is_shown_as_such(
+    run: Run, subscribe: Callable[..., Any], served: Head
+) -> None:
+    subscribe("--alarm-age", 3600)
+    assert "TOO OLD" not in run("list", "show")[1]
+    served.clock.ahead = timedelta(hours=2)
+    run("list", "poll", 1)
+    assert "never, for 120 min TOO OLD" in run("list", "show")[1]
+    assert json.loads(run("list", "show", 1, "--json")[1])["stale"] is True
 
 
 def test_a_refused_list_is_exit_3_with_every_reason(

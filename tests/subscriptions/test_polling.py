@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -211,6 +212,13 @@ async def test_other_bytes_under_a_known_version_are_passed_over_and_told(
     assert follower.image(ONE).endorsed_sha512 == hashlib.sha512(image_bytes(1)).hexdigest()
     row = await follower.follows(one(), two("not a version"), version="3")
     assert remarks(row) == [(f"{TWO}@not a version", "image-invalid")]
+
+
+async def test_a_list_of_too_many_images_is_refused(follower: Follower) -> None:
+    follower.subscribe()
+    many = [entry(b"x", identifier=str(uuid.UUID(int=number))) for number in range(2001)]
+    assert codes(await follower.follows(*many, version="1")) == ["too-large"]
+    assert follower.states() == {}
 
 
 async def test_images_lapse_with_their_list_and_come_back_with_a_newer_one(
