@@ -21,7 +21,7 @@ from distrib.catalogue.versions import (
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Image, ImageState
-from distrib.db.outbox import EventType, emit
+from distrib.db.outbox import EventType, begin_expiry, emit
 from distrib.db.references import USABLE, image_name
 from distrib.db.session import Database
 from distrib.errors import Conflict, Revoked
@@ -57,7 +57,7 @@ class Denial:
             row.before_denial = row.state
             row.state, row.since, row.reason = ImageState.DENIED, self._clock(), reason
             if row.before_denial in USABLE:
-                emit(session, row.since, EventType.EXPIRE_PREFIX, image=row)
+                begin_expiry(session, row.since, row)
             rise(session, CATALOGUE_CHANGES)
             record(
                 session,

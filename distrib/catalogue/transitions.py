@@ -16,7 +16,7 @@ from distrib.catalogue.entries import entry_of
 from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import AcceptedList, Image, ImageState
-from distrib.db.outbox import EventType, emit
+from distrib.db.outbox import EventType, begin_expiry, emit
 from distrib.db.references import USABLE, image_name
 from distrib.trust.imagelist import Image as Endorsed
 
@@ -112,7 +112,7 @@ def revoked(session: Session, row: Image, signed: AcceptedList, change: Change) 
         list_version=signed.version,
     )
     if was_usable:
-        emit(session, change.at, EventType.EXPIRE_PREFIX, image=row)
+        begin_expiry(session, change.at, row)
     log.warning("image-revoked", image=image_name(row), why=row.reason)
 
 
@@ -155,7 +155,7 @@ def lapsed(session: Session, row: Image, change: Change) -> None:
         endorsed_until=row.endorsed_until.isoformat() if row.endorsed_until else None,
     )
     if row.state in USABLE:
-        emit(session, change.at, EventType.EXPIRE_PREFIX, image=row)
+        begin_expiry(session, change.at, row)
     log.warning("image-lapsed", image=image_name(row), endorsed_until=str(row.endorsed_until))
 
 

@@ -106,7 +106,7 @@ class Event(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     type: Mapped[str] = mapped_column(String(32))
-    subject: Mapped[str] = mapped_column(Text, default="")
+    subject: Mapped[str] = mapped_column(Text, default="", index=True)
     environment: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 

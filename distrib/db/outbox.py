@@ -111,6 +111,14 @@ def emit(
     return event
 
 
+def begin_expiry(session: Session, at: datetime, image: Image) -> None:
+    """``ExpirePrefix``, unless handlers were told already that the image version has gone."""
+    name = image_name(image)
+    last = last_of(session, {name}).get(name)
+    if last not in {EventType.EXPIRE_PREFIX, EventType.EXPIRE_POSTFIX}:
+        emit(session, at, EventType.EXPIRE_PREFIX, image=image)
+
+
 def last_of(session: Session, images: Collection[str]) -> dict[str, EventType]:
     """The newest ``Available…`` or ``Expire…`` of each of those ``UUID@VERSION`` that has one."""
     found: dict[str, EventType] = {}

@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_events"),
     )
     op.create_index("ix_events_at", "events", ["at"], unique=False)
+    op.create_index("ix_events_subject", "events", ["subject"], unique=False)
     op.create_table(
         "event_deliveries",
         sa.Column("event", sa.Integer(), nullable=False),
