@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 
 RELIEF_INTERVAL_S = 30.0
 
+SPACING_S = 2.0
+"""Changes that follow each other closely are looked at once."""
+
 
 class Collector:
     """``wanted``: the info-hashes that the site wants here, None while that is not known.
@@ -57,6 +60,7 @@ class Collector:
                 async with asyncio.timeout(RELIEF_INTERVAL_S):
                     await self._look.wait()
             self._look.clear()
+            await asyncio.sleep(SPACING_S)
 
     async def collect(self, *, dry_run: bool) -> dict[str, object]:
         """Give back all that nobody needs, and say what (docs/formats/socket.md, `gc`)."""

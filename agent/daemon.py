@@ -153,6 +153,7 @@ class Agent:
         self._news.begin(
             self._reporter,
             changed=self._collector.look,
+            repair=self._puller.wake,
             served=self._puller.seeding,
             let_go=self._puller.let_go,
         )

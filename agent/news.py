@@ -41,13 +41,15 @@ class CacheNews:
         reporter: Reporter,
         *,
         changed: Callable[[], None],
+        repair: Callable[[], None],
         served: Container[str],
         let_go: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
-        """From now on in the running loop. ``changed`` hears of every change; ``let_go`` closes a
-        volume that is ``served``."""
+        """From now on in the running loop. ``changed`` hears of every change, ``repair`` of
+        volumes that are to be pulled again; ``let_go`` closes a volume that is ``served``."""
         self._reporter = reporter
         self._changed = changed
+        self._repair = repair
         self._served = served
         self._let_go = let_go
         self._loop = asyncio.get_running_loop()
@@ -114,6 +116,8 @@ class CacheNews:
         self._states[record.infohash] = record.state
         self._reporter.changed()
         self._changed()
+        if record.state is State.PULLING and record.reason is NodeReason.HASH_FAILED:
+            self._repair()
 
     def _tell_eviction(self, eviction: Eviction) -> None:
         log.info("evicted", **vars(eviction))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from threading import RLock
+from typing import Final
 
 import structlog
 
@@ -25,6 +26,10 @@ from distrib.bus.messages import NodeReason, State
 from distrib.errors import Conflict, DistribError, NotFound, NotReady, Revoked
 
 log = structlog.get_logger(__name__)
+
+_LEASED_GRAIN: Final = timedelta(minutes=1)
+"""How exactly it is known when an image was leased last: a write to the disk for each lease of a
+burst would tell eviction nothing."""
 
 
 class Leasing:
@@ -76,7 +81,8 @@ class Leasing:
                 holder=holder,
                 since=self._ledger.now(),
             )
-            self._ledger.save(replace(record, last_leased=lease.since))
+            if record.last_leased is None or lease.since - record.last_leased > _LEASED_GRAIN:
+                self._ledger.save(replace(record, last_leased=lease.since))
             self._ledger.save_lease(lease)
             self._making.add(lease.lease)
         try:

@@ -63,7 +63,7 @@ def test_a_flipped_bit_is_found_marked_and_mended(farm: Farm, join: Join) -> Non
     with pytest.raises(CommandFailed, match="image-damaged"):
         node.run("doctor", "--config", str(node.directory / "agent.toml"))
     node.run("release", lease["lease"])
-    eventually("mended", lambda: node.state(image) == "ready", limit_s=60)
+    eventually("mended", lambda: node.state(image) == "ready", limit_s=20)
     assert node.volume(image).read_bytes() == image.file.read_bytes()
     node.run("verify", image.alias)
 
@@ -103,7 +103,7 @@ def test_room_for_an_image_is_made_of_one_that_is_closed_first(farm: Farm, join:
     assert "evicted-while-open" not in log
 
     def told() -> Any:
-        (database,) = farm.state.rglob("distrib.db")
+        database = next(farm.state.rglob("distrib.db"))
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as head:
             rows = head.execute(
                 "SELECT detail FROM node_events WHERE node = ? AND kind = 'evicted'", (node.name,)
