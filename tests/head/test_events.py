@@ -16,9 +16,11 @@ from distrib.cli.main import main
 from distrib.db.intake_models import DeliveryState, Event, EventDelivery
 from distrib.db.models import Image, Role
 from distrib.db.outbox import EventType, emit
+from distrib.events.environment import Site, handler_environment
 from distrib.events.process import Ended
 from distrib.events.queue import Queue
 from distrib.events.settings import HandlerSettings
+from distrib.trust.signature import open_smime, sign_smime
 from tests.head.stories import WORKER, Endorser, Head, entry, image_bytes
 from tests.head.test_commands import client_config
 
@@ -97,6 +99,29 @@ def test_a_version_past_its_grace_is_told_as_replaced(head: Head, endorser: Endo
     assert since(head, mark) == within(
         "ExpirePrefix 1.0.0 replaced", "ExpirePostfix 1.0.0 replaced"
     )
+
+
+def test_the_vo_of_a_list_is_that_of_its_images(head: Head, endorser: Endorser) -> None:
+    document = json.loads(open_smime(endorser.sign(entry(OLD))).document)
+    document["hv:imagelist"]["ad:vo"] = "vo.example.org"
+    issued = endorser.issued
+    signed = sign_smime(json.dumps(document).encode(), issued.certificate, issued.key)
+    head.catalogue.intake.announce(signed, ImageChoice(), actor="test")
+    store = head.catalogue.store
+    site = Site(
+        database="sqlite:///distrib.db",
+        images=store.images,
+        downloads=store.quarantine,
+        certificates=head.pki.experiment.trust_directory,
+        image_file=store.image_file,
+        list_file=store.list_file,
+    )
+    with head.database.reading() as session:
+        event = session.scalars(select(Event)).one()
+    told = handler_environment(event, command="true", home="/", site=site)
+    assert told["VMCATCHER_EVENT_VO"] == "vo.example.org"
+    # Nothing has come in yet.
+    assert "VMCATCHER_EVENT_FILENAME" not in told
 
 
 def test_a_denial_before_anything_was_listed_tells_nothing(head: Head, endorser: Endorser) -> None:
