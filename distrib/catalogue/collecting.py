@@ -70,7 +70,8 @@ class Collector:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        self._loop = asyncio.get_running_loop()
+        # An event belongs to the loop that it is first waited for in.
+        self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
                 while True:

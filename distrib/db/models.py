@@ -136,7 +136,8 @@ class Image(Base):
     ``entry`` is the endorsed entry, what is under ``hv:image``; ``audience`` is ``{"all": true}``
     or ``{"users": [...]}``; ``until`` ends the grace of a superseded version. ``source`` is where
     the file is fetched from, empty where somebody uploads it; ``fetched_bytes`` is how much of it
-    has come; ``fault`` is ``{"code", "message", "at"}`` of the last try to take it in, empty when
+    has come; ``fault`` is ``{"code", "message", "hint", "exit", "at",
+    "attempts", "again_at"?}`` of the last try to take it in (no ``again_at``: for good), empty when
     that went well; ``before_denial`` is the state that an undeny goes back to. ``endorsed_until``
     is when the newest list that names the UUID, or the entry, expires; ``lapsed_at`` is when that
     was noticed, None while the endorsement is in force.
