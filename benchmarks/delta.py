@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from agent.cache.file import FileStore  # noqa: E402
 from agent.pull.delta import Base, match  # noqa: E402
 from benchmarks.guests import Pair, debian_pairs  # noqa: E402
-from distrib.swarm.pieces import piece_hashes  # noqa: E402
+from distrib.swarm.pieces import coarser, piece_hashes  # noqa: E402
 from distrib.swarm.torrent import (  # noqa: E402
     TorrentInfo,
     info_of,
@@ -77,14 +77,23 @@ def torrent_of(image: Path, piece_bytes: int) -> tuple[TorrentInfo, bytes]:
     return parse_info(info_of(torrent)), torrent
 
 
-def planned_bytes(pair: Pair, piece_bytes: int) -> int:
-    """What is left to fetch by the plan of the product."""
-    older, old_torrent = torrent_of(pair.before, piece_bytes)
-    newer, new_torrent = torrent_of(pair.after, piece_bytes)
-    base = Base(older.infohash, piece_hashes(old_torrent, older))
-    runs = match(piece_hashes(new_torrent, newer), range(newer.pieces), [base])
-    copied = sum(newer.piece_size(run.piece + at) for run in runs for at in range(run.count))
-    return newer.size_bytes - copied
+def planned_bytes(pair: Pair) -> dict[int, int]:
+    """What is left to fetch by the plan of the product, for each piece size. Each image is hashed
+    once, in the smallest pieces; the hashes of larger ones follow from those."""
+    fine = PIECE_SIZES[0]
+    older, old_torrent = torrent_of(pair.before, fine)
+    newer, new_torrent = torrent_of(pair.after, fine)
+    old, new = piece_hashes(old_torrent, older), piece_hashes(new_torrent, newer)
+    left = {}
+    for piece_bytes in PIECE_SIZES:
+        had, wanted = (
+            coarser(hashes, piece_bytes=fine, wanted_bytes=piece_bytes) for hashes in (old, new)
+        )
+        runs = match(wanted, range(len(wanted)), [Base(older.infohash, had)])
+        coarse = TorrentInfo(newer.infohash, newer.size_bytes, piece_bytes)
+        copied = sum(coarse.piece_size(run.piece + at) for run in runs for at in range(run.count))
+        left[piece_bytes] = newer.size_bytes - copied
+    return left
 
 
 def floor_bytes(pair: Pair) -> dict[str, int]:
@@ -168,7 +177,7 @@ def measure(pair: Pair) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=pair.after.parent) as scratch:
         pull = asyncio.run(pulled_bytes(pair, Path(scratch), chosen))
     assert pull["state"] == "ready" and pull["identical"], pull
-    planned = {piece_bytes: planned_bytes(pair, piece_bytes) for piece_bytes in PIECE_SIZES}
+    planned = planned_bytes(pair)
     return {
         "pair": pair.name,
         "size_bytes": size,

@@ -38,8 +38,9 @@ def match(
     then any place."""
     anywhere: dict[bytes, tuple[int, int]] = {}
     for number, base in reversed(list(enumerate(bases))):
-        for index in range(len(base.hashes) - 1, -1, -1):
-            anywhere[base.hashes[index]] = (number, index)
+        # The first of equal pieces is the last to be written down.
+        places = range(len(base.hashes) - 1, -1, -1)
+        anywhere.update((base.hashes[index], (number, index)) for index in places)
     runs: list[Run] = []
     for piece in missing:
         last = runs[-1] if runs and runs[-1].piece + runs[-1].count == piece else None
