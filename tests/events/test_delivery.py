@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,8 +13,8 @@ import structlog
 
 from distrib.db.intake_models import DeliveryState
 from distrib.db.outbox import VALUE_MAX_BYTES, EventType, emit, one_run
-from distrib.errors import ConfigInvalid, Conflict, StorageFailed
-from distrib.events.process import OUTPUT_MAX_BYTES, RunAs
+from distrib.errors import Conflict, StorageFailed
+from distrib.events.process import RunAs
 from distrib.events.records import retry
 from distrib.events.settings import EventsSettings
 from tests.events.stories import (
@@ -28,7 +26,6 @@ from tests.events.stories import (
     TWO,
     Outbox,
     Script,
-    is_running,
     until,
 )
 
@@ -211,82 +208,6 @@ async def test_an_old_event_is_not_told_again_after_a_newer_one_of_its_image(
         retry(session, available, handler=None, at=outbox.clock(), actor="alice")
 
 
-async def test_a_handler_that_hangs_is_ended_with_its_children_and_holds_nobody_up(
-    outbox: Outbox, script: MakeScript
-) -> None:
-    stuck = script(
-        "trap '' TERM\nsleep 1000 &\necho $! > \"$DIR/child\"\n"
-        'echo $$ > "$DIR/self"\nwhile :; do sleep 1000; done\n',
-        name="stuck",
-    )
-    quick = script(name="quick")
-    async with outbox.delivering(
-        stuck.settings("stuck", time_limit_s=0.5, grace_s=0.1, give_up_s=0),
-        quick.settings("quick"),
-    ):
-        event = outbox.emit(AVAILABLE, outbox.image())
-        await until(lambda: outbox.is_done(event, handler="quick"))
-        assert outbox.state(event, "stuck") == DeliveryState.QUEUED
-        await until(lambda: outbox.state(event, "stuck") == DeliveryState.GIVEN_UP)
-    row = outbox.delivery(event, "stuck")
-    assert row is not None
-    assert (row.exit_status, row.output) == (None, "[ended by the time limit of 0.5 s]")
-    pids = [int((stuck.folder / name).read_text()) for name in ("child", "self")]
-    await until(lambda: not any(map(is_running, pids)))
-
-
-async def test_the_last_words_are_kept_and_what_is_left_behind_is_ended(
-    outbox: Outbox, script: MakeScript
-) -> None:
-    handler = script(
-        'head -c 300000 /dev/zero | tr "\\0" x\nprintf "the\\0end" >&2\n'
-        'sleep 1000 & echo $! > "$DIR/child"\nkill -9 $$\n'
-    )
-    async with outbox.delivering(handler.settings(give_up_s=0)):
-        event = outbox.emit(AVAILABLE, outbox.image())
-        await until(lambda: outbox.state(event) == DeliveryState.GIVEN_UP)
-    row = outbox.delivery(event)
-    assert row is not None
-    assert row.exit_status == 128 + 9
-    assert row.output.endswith("xxxthe\N{REPLACEMENT CHARACTER}end")
-    assert len(row.output) == OUTPUT_MAX_BYTES
-    child = int((handler.folder / "child").read_text())
-    await until(lambda: not is_running(child))
-
-
-async def test_a_program_that_is_not_there_is_a_failure_like_any(
-    outbox: Outbox, script: MakeScript
-) -> None:
-    handler = script().settings(command=["/nowhere/handler"], give_up_s=0)
-    async with outbox.delivering(handler):
-        event = outbox.emit(AVAILABLE, outbox.image())
-        await until(lambda: outbox.state(event) == DeliveryState.GIVEN_UP)
-    row = outbox.delivery(event)
-    assert row is not None
-    assert row.exit_status == 127
-    assert "/nowhere/handler" in row.output
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """Not below pytest's own folder, which is root's alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-@pytest.mark.root
-async def test_a_handler_runs_as_its_own_user(outbox: Outbox, public_folder: Path) -> None:
-    handler = Script(public_folder / "handler", "id -un; id -Gn; pwd\n")
-    async with outbox.delivering(handler.settings(user="nobody")):
-        event = outbox.emit(AVAILABLE, outbox.image())
-        await until(lambda: outbox.is_done(event))
-    row = outbox.delivery(event)
-    assert row is not None
-    assert row.output == "nobody\nnogroup\n/\n"
-    assert handler.environment(event)["HOME"] == RunAs.named("nobody").home
-
-
 async def test_while_the_database_is_away_nothing_is_lost_and_nothing_done_twice(
     outbox: Outbox, script: MakeScript, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -386,26 +307,3 @@ async def test_a_version_that_was_replaced_goes_unnoticed_by_handlers_that_know_
 def test_handlers_that_cannot_be_are_refused(handlers: list[object], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         EventsSettings.model_validate({"handlers": handlers})
-
-
-def test_a_user_that_is_not_there_is_refused_at_the_start(
-    outbox: Outbox, script: MakeScript
-) -> None:
-    with pytest.raises(ConfigInvalid, match="no user 'nobody-at-all'"):
-        outbox.deliverer(script().settings(user="nobody-at-all"))
-
-
-async def test_the_end_of_the_controller_ends_the_handler_and_counts_for_nothing(
-    outbox: Outbox, script: MakeScript
-) -> None:
-    handler = script('echo $$ > "$DIR/self"\n[ -e "$DIR/again" ] || sleep 1000\n')
-    async with outbox.delivering(handler.settings()):
-        event = outbox.emit(AVAILABLE, outbox.image())
-        await until((handler.folder / "self").exists)
-    pid = int((handler.folder / "self").read_text() or 0)
-    assert not is_running(pid)
-    assert outbox.state(event) == DeliveryState.QUEUED
-    (handler.folder / "again").touch()
-    async with outbox.delivering(handler.settings()):
-        await until(lambda: outbox.is_done(event))
-    assert asyncio.all_tasks() == {asyncio.current_task()}
