@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
+from distrib.trust.cms import read_whole
 from distrib.trust.names import slash_form
 from distrib.trust.namespaces import PolicyFile, PolicyUse, check_namespaces
 from distrib.trust.oldserials import old_serials_allowed
@@ -177,7 +178,7 @@ def _openssl(
     except crypto.Error as error:
         return [], (1, f"OpenSSL cannot use a certificate: {error}"[:200])
     with old_serials_allowed():
-        return [member.to_cryptography() for member in found], None
+        return [read_whole(member.to_cryptography()) for member in found], None
 
 
 def _date_reasons(certificate: x509.Certificate, now: datetime) -> list[Reason]:

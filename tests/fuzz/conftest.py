@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.trust.conftest import world
+from tests.trust.conftest import openssl, world
 
-__all__ = ["world"]
+__all__ = ["openssl", "world"]

@@ -103,6 +103,18 @@ def _lists(world: World) -> Iterator[Target]:
     documents = [mime.document_of(mime.split_signed(each).content) for each in (*own, *field)]
     yield Target("document", tuple(documents), document)
 
+    node, key = world.node.certificate, world.node.key
+
+    def signed_document(data: bytes) -> None:
+        """What a real signer signed, whatever it is: every rule is reached."""
+        crooked = sign_smime(data, node, key, digest="sha256")
+        verdict = verify(crooked, trust=world.site_trust, expectation=ANYBODY, now=NOW)
+        assert verdict.accepted == (not verdict.reasons)
+        assert verify_site_list(crooked, trust=world.site_trust, now=NOW).reasons
+
+    own_documents = (render_image_list(world.image_list(world.node)), documents[1])
+    yield Target("signed-document", own_documents, signed_document)
+
     site = world.signed_site_list()
     both = replace(world.site_list(), images=(world.site_image("1.0.0"), world.site_image("2.0.0")))
     genuine_lists = (world.site_list(), both)

@@ -9,12 +9,16 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from distrib.errors import ConfigInvalid
 from distrib.trust.chain import check_chain
-from distrib.trust.directory import load_trust_directory
+from distrib.trust.cms import read_certificate
+from distrib.trust.directory import load_trust_directory, read_certificates
 from distrib.trust.marketplace import EntryExpectation, verify_entry
-from tests.trust.conftest import NOW, World, codes, make_crl
+from distrib.trust.names import same_name, slash_form
+from distrib.trust.testpki import Authority
+from tests.trust.conftest import NOW, OpenSsl, World, codes, make_certificate, make_crl
 from tests.trust.marketplace_world import entry_xml
 
 RSA_ENCRYPTION = bytes.fromhex("06092a864886f70d010101")
@@ -82,3 +86,31 @@ def test_an_entry_with_a_relative_namespace_has_no_canonical_form(world: World) 
         text.encode(), trust=world.trust, expectation=EntryExpectation(), now=NOW
     )
     assert codes(verdict.reasons) == ["message-malformed"]
+
+
+def test_a_country_of_many_letters_is_read_in_silence(tmp_path: Path) -> None:
+    """cryptography warns of it, on the standard error of whoever verifies. Here warnings fail."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    issuer = Authority.create(tmp_path / "ca", "Elsewhere", now=NOW)
+    der = make_certificate(
+        "", key, issuer, subject=x509.Name([x509.NameAttribute(NameOID.LOCALITY_NAME, "EUROPE")])
+    ).public_bytes(Encoding.DER)
+    # 2.5.4.7 is the locality, 2.5.4.6 the country: the builder would refuse the latter.
+    odd = read_certificate(der.replace(b"\x06\x03\x55\x04\x07", b"\x06\x03\x55\x04\x06"))
+    assert slash_form(odd.subject) == "/C=EUROPE"
+    (tmp_path / "odd.pem").write_bytes(odd.public_bytes(Encoding.PEM))
+    [again] = read_certificates(tmp_path / "odd.pem")
+    assert same_name("/C=EUROPE", again.subject)
+    trust = load_trust_directory(issuer.trust_directory)
+    assert codes(check_chain(again, trust=trust, now=NOW)) == ["chain-untrusted"]
+
+
+def test_a_ca_of_a_country_of_many_letters(openssl: OpenSsl, tmp_path: Path) -> None:
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "key",
+            "-out", tmp_path / "ca.pem", "-subj", "/L=EUROPE/CN=CA", "-days", "1")  # fmt: skip
+    der = openssl("x509", "-in", tmp_path / "ca.pem", "-outform", "DER")
+    odd = der.replace(b"\x06\x03\x55\x04\x07", b"\x06\x03\x55\x04\x06")
+    (tmp_path / "ca.pem").write_bytes(odd)
+    trust = load_trust_directory(tmp_path)
+    now = trust.anchors[0].not_valid_before_utc
+    assert check_chain(trust.anchors[0], trust=trust, now=now, crls="if-present") == ()
