@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 
 from distrib.api.services import Document
 from distrib.catalogue.intake import ImageChoice
-from distrib.db.intake_models import ImageCheck
 from distrib.db.models import Node, Rollout
 from distrib.trust.signature import open_smime
 from distrib.trust.sitelist import parse_site_list
@@ -42,9 +42,6 @@ def whole_life(head: Head, endorser: Endorser) -> list[bytes]:
         head.clock.ahead += timedelta(seconds=5)
         catalogue.intake.announce(signed, ImageChoice(version=version), actor="alice")
         asyncio.run(catalogue.quarantine.receive(WORKER, version, chunks(content), actor="alice"))
-        with head.database.transaction() as session:
-            key = {"identifier": WORKER, "version": version}
-            session.add(ImageCheck(**key, name="age", outcome="pass", at=head.clock()))
         approved = catalogue.approval.approve(
             WORKER, version, aliases=["ccin2p3"], reason="tested", actor="bob"
         )
@@ -88,6 +85,8 @@ def test_every_step_of_a_life_is_told_in_order(head: Head, endorser: Endorser) -
     steps = told["history"]
     assert steps == sorted(steps, key=lambda step: step["at"])
     of_old = [step["what"] for step in steps if step["version"] == "1.0.0"]
+    # One step a check.
+    of_old = [what for what, _ in itertools.groupby(of_old)]
     expected = [
         "list-named",
         "image-expected",
