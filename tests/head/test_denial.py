@@ -80,12 +80,13 @@ def test_a_denial_in_any_state_is_taken_back_to_that_state(
 
 
 def test_what_nobody_asked_for_can_be_denied_before_it_is(head: Head, endorser: Endorser) -> None:
-    bring(head, endorser.sign(entry(OLD)), "1.0.0", until=ImageState.EXPECTED)
+    signed = endorser.sign(entry(OLD))
+    bring(head, signed, "1.0.0", until=ImageState.EXPECTED)
     with head.database.transaction() as session:
         session.get_one(Image, (WORKER, "1.0.0")).state = ImageState.ANNOUNCED
     head.catalogue.denial.deny(WORKER, "1.0.0", reason="never here", actor="alice")
     with pytest.raises(Revoked, match="never here"):
-        bring(head, endorser.sign(entry(OLD)), "1.0.0", until=ImageState.EXPECTED)
+        bring(head, signed, "1.0.0", until=ImageState.EXPECTED)
     undenied = head.catalogue.denial.undeny(WORKER, "1.0.0", reason="well", actor="alice")
     assert undenied.state == ImageState.ANNOUNCED
 
