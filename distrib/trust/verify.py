@@ -123,7 +123,7 @@ def verify(
             opened.signer, untrusted=opened.certificates, trust=trust, now=now, crls=crls
         )
     image_list = None
-    if opened.document:
+    if opened.document or not opened.reasons:
         try:
             image_list = parse_image_list(opened.document)
         except ImageListInvalid as error:

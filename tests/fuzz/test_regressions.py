@@ -17,7 +17,9 @@ from distrib.trust.cms import read_certificate
 from distrib.trust.directory import load_trust_directory, read_certificates
 from distrib.trust.marketplace import EntryExpectation, verify_entry
 from distrib.trust.names import same_name, slash_form
+from distrib.trust.signature import sign_smime
 from distrib.trust.testpki import Authority
+from distrib.trust.verify import Expectation, verify
 from tests.trust.conftest import NOW, OpenSsl, World, codes, make_certificate, make_crl
 from tests.trust.marketplace_world import entry_xml
 
@@ -114,3 +116,12 @@ def test_a_ca_of_a_country_of_many_letters(openssl: OpenSsl, tmp_path: Path) -> 
     trust = load_trust_directory(tmp_path)
     now = trust.anchors[0].not_valid_before_utc
     assert check_chain(trust.anchors[0], trust=trust, now=now, crls="if-present") == ()
+
+
+@pytest.mark.parametrize("content", [b"", b"Content-Type: text/plain\n\n"])
+def test_nothing_well_signed_is_refused_for_a_reason(world: World, content: bytes) -> None:
+    """It was refused, and nobody said why."""
+    message = sign_smime(content, world.endorser.certificate, world.endorser.key)
+    verdict = verify(message, trust=world.trust, expectation=Expectation(), now=NOW)
+    assert not verdict.accepted
+    assert codes(verdict.reasons) == ["message-malformed"]
