@@ -157,23 +157,14 @@ def of_lvm(count: int, size_bytes: int, vg: str) -> dict[str, Any]:
 def in_uml(count: int, size_bytes: int) -> dict[str, Any]:
     """The figures of ``of_lvm`` from inside user-mode Linux."""
     with tempfile.TemporaryDirectory() as scratch:
-        disk = Path(scratch) / "disk"
-        disk.touch()
-        os.truncate(disk, 4 * size_bytes + 2 * AT_ONCE * COW_BYTES)
-        command = [
-            str(UML),
-            "-m",
-            "2048M",
-            "-t",
-            "1800",
-            "-d",
-            str(disk),
-            "--",
-            sys.executable,
-            "-B",
-        ]
-        command += [str(Path(__file__).resolve()), "--inside", "--count", str(count)]
-        command += ["--image-mib", str(size_bytes // MIB)]
+        command = [str(UML), "-m", "2048M", "-t", "1800"]
+        for name in ("group", "unused", "unused-too"):  # tests/uml clears three
+            disk = Path(scratch) / name
+            disk.touch()
+            os.truncate(disk, 4 * size_bytes + 2 * AT_ONCE * COW_BYTES)
+            command += ["-d", str(disk)]
+        command += ["--", sys.executable, "-B", str(Path(__file__).resolve()), "--inside"]
+        command += [f"--count={count}", f"--image-mib={size_bytes // MIB}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
         if done.returncode != 0:
             sys.exit(f"user-mode Linux: {done.stdout[-4000:]}")

@@ -206,3 +206,22 @@ def test_a_time_that_is_none_is_one_line(seconds: str, capsys: pytest.CaptureFix
         main(["lease", "worker", f"--for={seconds}"])
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("op", "args"), [("gc", {}), ("gc", {"dry_run": True}), ("verify", {"image": "any"})]
+)
+async def test_upkeep_is_for_administrators(place: Place, op: str, args: dict[str, Any]) -> None:
+    with pytest.raises(Forbidden, match="not for user alice"):
+        await place.operations.table[op](ALICE, args, cast(Send, None))
+
+
+@pytest.mark.root
+async def test_a_block_device_is_given_where_it_is_asked_for(place: Place) -> None:
+    answer = await place.lease(ROOT, block=True)
+    (instance,) = place.store.instances()
+    assert answer.result["block"]
+    assert answer.result["device"] == str(instance.path)
+    assert instance.path.is_block_device()
+    await answer.undo()
+    assert place.store.instances() == ()

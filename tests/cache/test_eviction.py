@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cache.eviction import Candidate, Choice, choose_victims, order
+from agent.cache.eviction import Candidate, Choice, choose_relief, choose_victims, order
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 FLAGS = ("leased", "pulling", "pinned", "active", "desired")
@@ -109,3 +109,14 @@ def test_why_it_is_not_enough_is_said_in_a_line() -> None:
     choice = choose_victims(kept, 50, 30, 60, 0.8)
     assert choice.missing_bytes == 20
     assert choice.why_not == "leased: 1 (10 bytes), pinned: 2 (20 bytes)"
+
+
+def test_above_the_high_watermark_it_goes_down_to_the_low_one_and_below_it_nothing_goes() -> None:
+    there = [candidate(n, 20, hours=n) for n in range(1, 5)]
+    assert choose_relief(there, 80, 100, 0.5, 0.8) == ()
+    assert choose_relief(there, 81, 100, 0.5, 0.8) == (there[0], there[1])
+
+
+def test_relief_takes_what_it_can_where_that_is_not_enough() -> None:
+    there = [candidate(1, 20), candidate(2, 70, leased=True)]
+    assert choose_relief(there, 90, 100, 0.5, 0.8) == (there[0],)
