@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,15 +79,25 @@ def udev(*, with_our_rule: bool) -> Iterator[None]:
     RULES.mkdir(parents=True, exist_ok=True)
     if with_our_rule:
         shutil.copy(rule_file(), RULES)
-    run("/lib/systemd/systemd-udevd", "--daemon")
-    try:
-        run("udevadm", "control", "--ping")
-        yield
-        run("udevadm", "settle", "--timeout=60")
-    finally:
-        run("udevadm", "control", "--exit")
-        shutil.rmtree("/run/udev")
-        shutil.rmtree("/dev/disk", ignore_errors=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind("\0udev-is-ready")
+        told.settimeout(60)
+        daemon = subprocess.Popen(
+            ["/lib/systemd/systemd-udevd"],
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"NOTIFY_SOCKET": "@udev-is-ready"},
+        )
+        try:
+            while b"READY=1" not in told.recv(4096):
+                pass
+            yield
+            run("udevadm", "settle", "--timeout=60")
+        finally:
+            daemon.terminate()
+            daemon.wait(60)
+            # LVM takes the socket for a udev that answers.
+            shutil.rmtree("/run/udev", ignore_errors=True)
+            shutil.rmtree("/dev/disk", ignore_errors=True)
 
 
 def links() -> set[str]:
