@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -119,6 +120,10 @@ class Collector:
                 await self._download.fetch(
                     row, folder, access=access, progress=self._progress_of(row)
                 )
+            except Conflict:
+                # Nobody wants it from there any more: what has come of it is of no use.
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             except ImageError as error:
                 await asyncio.to_thread(
                     self._preparation.note_refusal, image_name(row), error, ACTOR

@@ -201,9 +201,8 @@ def test_a_denial_ends_a_download(site: Site) -> None:
 
     thread = threading.Thread(target=deny)
     thread.start()
-    site.collect(lambda row: row.state == ImageState.DENIED)
+    site.collect(lambda row: row.state == ImageState.DENIED and not site.folder.exists())
     thread.join()
-    assert not (site.folder / "image.raw").exists()
 
 
 def killed_when(site: Site, condition: object) -> None:
@@ -258,7 +257,7 @@ def test_a_head_killed_in_a_download_goes_on_after_its_restart(site: Site) -> No
 
 
 def test_a_head_killed_in_a_conversion_begins_that_again(site: Site) -> None:
-    raw = os.urandom(12 * MIB)
+    raw = os.urandom(8 * MIB)
     packed = bz2.compress(raw, 1)
     shelf = Shelf(packed)
     site.server.answers["/worker"] = shelf

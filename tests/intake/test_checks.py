@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from distrib.inspection.checks.age import Age
 from distrib.inspection.checks.site import site_checks
 from distrib.inspection.checks.subject import Check, Facts, Finding, Outcome
 from distrib.inspection.checks.table import BUILT_IN
@@ -184,10 +185,11 @@ def test_a_disk_without_partitions_and_one_with_lies(tmp_path: Path) -> None:
 def test_an_old_image_is_told_by_its_files_whatever_the_list_says(tmp_path: Path) -> None:
     disk = partitioned(tmp_path / "disk.raw", ext4(tmp_path / "root.img", CLEAN))
 
-    assert look(disk, max_age_s=3600)["age"].outcome is Outcome.PASS
-    assert look(disk, max_age_s=-2 * 86400)["age"].outcome is Outcome.FAIL
+    age = (Age(),)
+    assert look(disk, checks=age, max_age_s=3600)["age"].outcome is Outcome.PASS
+    assert look(disk, checks=age, max_age_s=-2 * 86400)["age"].outcome is Outcome.FAIL
     long_ago = datetime.now(UTC) - timedelta(days=800)
-    assert "stated to be made" in look(disk, created=long_ago)["age"].text
+    assert "stated to be made" in look(disk, checks=age, created=long_ago)["age"].text
 
 
 def test_a_site_adds_checks_of_its_own(tmp_path: Path) -> None:
