@@ -20,7 +20,7 @@ _FORMER_BYTES = 16 << 20
 
 def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a tool of the host, as an operator would."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     if check and done.returncode != 0:
         raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     return done
