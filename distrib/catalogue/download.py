@@ -31,12 +31,21 @@ from distrib.catalogue.store import named_faults, write_atomically
 from distrib.catalogue.web import OK, PART, opened, web_client
 from distrib.db.models import Image
 from distrib.db.references import image_name
-from distrib.errors import ConfigInvalid, Forbidden, ImageError, NetworkError, NoSpace, NotFound
+from distrib.errors import (
+    ConfigInvalid,
+    Forbidden,
+    ImageError,
+    NetworkError,
+    NoSpace,
+    NotFound,
+    TimedOut,
+)
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 _BATCH_BYTES = 1 << 20
+BATCH_S = 300.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _NAME_MAX_CHARS = 512
 
@@ -207,7 +216,7 @@ async def _stream(
             file.write(data)
             file.flush()
 
-        async for chunk in chunks:
+        while (chunk := await _next(chunks, row)) is not None:
             have_bytes += len(chunk)
             if have_bytes > row.endorsed_size_bytes:
                 raise mismatch(row, f"more than the {row.endorsed_size_bytes} bytes endorsed")
@@ -219,6 +228,18 @@ async def _stream(
             hint="the next try asks for the rest",
         )
     return running
+
+
+async def _next(chunks: AsyncIterator[bytes], row: Image) -> bytes | None:
+    """A server that sends a byte now and then is no server: a batch has its time."""
+    try:
+        async with asyncio.timeout(BATCH_S):
+            return await anext(chunks, None)
+    except TimeoutError:
+        raise TimedOut(
+            f"{row.source}: less than {_BATCH_BYTES} bytes in {BATCH_S:g} s",
+            hint="is the server overloaded, or the line?",
+        ) from None
 
 
 def _local(url: str, roots: tuple[Path, ...]) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from distrib.catalogue import download
 from distrib.catalogue.examination import ChecksNotPassed
 from distrib.db.models import ImageState
 from distrib.inspection.sandbox import THROW_AWAY_UID
@@ -146,6 +147,16 @@ def test_attempts_are_bounded_and_told(site: Site) -> None:
     assert row.fault["attempts"] == 3
     assert "HTTP 503" in row.fault["message"]
     assert len(site.server.requests) == 3
+
+
+def test_a_server_that_drips_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.settings["attempts"] = 1
+    monkeypatch.setattr(download, "BATCH_S", 0.5)
+    site.server.answers["/worker"] = lambda _request: site.server.drip(
+        head(200, ("Content-Length", str(len(CONTENT))))
+    )
+    site.announce(CONTENT)
+    assert site.collect().fault["code"] == "timed-out"
 
 
 def test_the_token_of_the_list_is_for_its_host_only(site: Site) -> None:
