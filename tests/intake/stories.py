@@ -35,6 +35,7 @@ class Site:
     orders_key: Ed25519PrivateKey
     settings: dict[str, Any] = field(default_factory=lambda: {"retry_s": 0.05})
     opened: Head | None = None
+    lists: int = 0
 
     @property
     def head(self) -> Head:
@@ -77,7 +78,10 @@ class Site:
     def announce(self, content: bytes, *, uri: str | None = None, **more: Any) -> Image:
         """The list names an image of this content, at ``uri``; the head is told to take it."""
         where = uri or f"{self.server.base}/worker"
-        signed = self.endorser.sign(entry(content, **{"hv:uri": where}, **more))
+        self.lists += 1
+        signed = self.endorser.sign(
+            entry(content, **{"hv:uri": where}, **more), version=str(self.lists)
+        )
         self.head.catalogue.intake.announce(
             signed, ImageChoice(size_bytes=len(content)), actor="test"
         )

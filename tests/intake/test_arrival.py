@@ -182,11 +182,6 @@ def test_files_of_the_head_are_taken_from_folders_that_are_allowed(
     for outside in ("private.raw", "shared/../private.raw", "shared/out.raw"):
         site.announce(CONTENT, uri=f"file://{tmp_path}/{outside}")
         assert site.collect().fault["code"] == "forbidden", outside
-        with site.head.database.transaction() as session:
-            session.delete(session.get_one(type(site.row()), (WORKER, "1.0.0")))
-        site.close()
-        (site.state_dir / "distrib.db").unlink()
-        (site.state_dir / "secrets" / "subscription-1").unlink()
 
     site.announce(CONTENT, uri=f"file://{shared}/worker.raw")
     assert site.collect().state == "quarantined"
