@@ -169,7 +169,7 @@ class Conversion:
             ran = await self.sandbox.run(
                 [*argv, "--image-opts", _image_opts(disk, descriptor)],
                 fds=(descriptor,),
-                limits=Limits(wall_s=self.tool_s, cpu_s=int(self.tool_s), file_bytes=0),
+                limits=Limits(wall_s=self.tool_s, cpu_s=int(self.tool_s) + 1, file_bytes=0),
             )
         _require(ran, image)
         try:
@@ -183,7 +183,7 @@ class Conversion:
     def _limits(self, file_bytes: int) -> Limits:
         return Limits(
             wall_s=self.tool_s,
-            cpu_s=int(self.tool_s),
+            cpu_s=int(self.tool_s) + 1,
             memory_bytes=_MEMORY_BYTES,
             file_bytes=file_bytes,
         )
