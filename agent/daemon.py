@@ -18,6 +18,7 @@ from agent.cache.leases import Lease
 from agent.cache.lvm import LvmStore
 from agent.cache.store import Store
 from agent.collecting import Collector
+from agent.damage import Damage
 from agent.launching import Launcher
 from agent.news import CacheNews
 from agent.operations import Operations
@@ -29,16 +30,17 @@ from agent.pull.running import PullParts
 from agent.pull.torrents import TorrentFiles
 from agent.puller import Puller
 from agent.reporter import Reporter
+from agent.scrubber import Scrubber
 from agent.settings import AgentSettings
 from agent.socket.server import SocketServer
 from agent.systemd import notify, watchdog_interval_s
-from agent.upkeep import Resolve, Upkeep
+from agent.upkeep import Upkeep
 from agent.watching import Watching
 from distrib.bus.messages import Caps, ParentLost, Presence, encode
 from distrib.bus.mqtt import Bus, Publication
 from distrib.bus.topics import Topics
 from distrib.command import product_version
-from distrib.errors import ConfigInvalid, Conflict, DistribError, NotFound
+from distrib.errors import ConfigInvalid, DistribError
 from distrib.lock import hold
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
@@ -85,7 +87,7 @@ class Agent:
             low_watermark=settings.cache.low_watermark,
             high_watermark=settings.cache.high_watermark,
             on_change=self._news.on_change,
-            before_evict=self._news.before_evict,
+            before_evict=self._before_evict,
             on_evict=self._news.on_evict,
         )
         self._watching = Watching(
@@ -114,6 +116,7 @@ class Agent:
             swarm_port=self._swarm_port,
             clock=utc_now,
         )
+        self._damage = Damage(self._cache, self._news, puller=lambda: self._puller)
         self._puller = Puller(
             PullParts(
                 cache=self._cache,
@@ -128,7 +131,7 @@ class Agent:
                     disk=DiskRate(settings.cache.disk_bps),
                 ),
                 on_parent_lost=self._on_parent_lost,
-                on_damaged=self._on_damaged,
+                on_damaged=self._damage.found_in,
             ),
             self._authority,
             own_caps=Caps(
@@ -136,6 +139,16 @@ class Agent:
             ),
             want_torrent=self._want_torrent,
             changed=self._reporter.changed,
+            clock=utc_now,
+        )
+        self._scrubber = Scrubber(
+            self._cache,
+            self._torrents,
+            settings.state_dir,
+            settings=settings.scrub,
+            node=settings.node,
+            busy=lambda: bool(self._puller.pulls),
+            on_bad=self._damage.found,
             clock=utc_now,
         )
         self._collector = Collector(
@@ -167,9 +180,17 @@ class Agent:
             self._settings,
             authority=self._authority,
             cache=self._cache,
-            upkeep=self._upkeep,
+            upkeep=lambda resolve: Upkeep(
+                cache=self._cache,
+                torrents=self._torrents,
+                collector=self._collector,
+                scrubber=self._scrubber,
+                damage=self._damage,
+                resolve=resolve,
+            ),
             launcher=self._launcher,
             reporter=self._reporter,
+            scrubbed=self._scrubber.status,
             clock=utc_now,
         )
         server = SocketServer(
@@ -201,6 +222,7 @@ class Agent:
                 group.create_task(self._reap(), name="reap leases"),
                 group.create_task(self._watching.run(), name="watch instances"),
                 group.create_task(self._collector.run(), name="collector"),
+                group.create_task(self._scrubber.run(), name="scrub"),
                 group.create_task(self._watchdog(), name="watchdog"),
             ]
             try:
@@ -211,15 +233,6 @@ class Agent:
                 self._reporter.goodbye()
 
     # -- parts ----------------------------------------------------------------------------------
-
-    def _upkeep(self, resolve: Resolve) -> Upkeep:
-        return Upkeep(
-            cache=self._cache,
-            puller=self._puller,
-            torrents=self._torrents,
-            collector=self._collector,
-            resolve=resolve,
-        )
 
     def _make_sessions(self) -> dict[Backend, SwarmSession]:
         swarm = self._settings.swarm
@@ -333,12 +346,10 @@ class Agent:
             log.warning("refused", topic=topic, code=error.code, why=error.message)
             self._reporter.changed()
 
-    async def _on_damaged(self, infohash: str) -> None:
-        """A volume that was copied from has bad pieces: repaired once nothing stands on it."""
-        await self._puller.let_go(infohash)
-        with contextlib.suppress(Conflict, NotFound):
-            await asyncio.to_thread(self._cache.mark_damaged, infohash, "bad pieces")
-        self._puller.wake()
+    def _before_evict(self, infohash: str) -> None:
+        """Under the cache's lock: whoever reads a volume lets go of it before it goes."""
+        self._scrubber.before_evict(infohash)
+        self._news.before_evict(infohash)
 
     def _on_parent_lost(self, infohash: str, lost: ParentGone) -> None:
         self._reporter.request(

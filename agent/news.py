@@ -35,6 +35,7 @@ class CacheNews:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._states: dict[str, State] = {}
+        self._damaged: set[str] = set()
 
     def begin(
         self,
@@ -87,7 +88,8 @@ class CacheNews:
         )
 
     def on_trouble(self, kind: EventKind, lease: Lease, reason: NodeReason, text: str) -> None:
-        """A lease's instance is nearly full, or has failed. From any thread."""
+        """A lease's instance is nearly full, has failed, or stands on bad pieces. From any
+        thread."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._tell_trouble, kind, lease, reason, text)
 
@@ -113,6 +115,15 @@ class CacheNews:
                 reason=record.reason,
                 text=record.text,
             )
+        if record.damaged and record.infohash not in self._damaged:
+            self._reporter.event(
+                EventKind.DAMAGED,
+                identifier=record.identifier,
+                version=record.version,
+                reason=NodeReason.HASH_FAILED,
+                text=record.text,
+            )
+        (self._damaged.add if record.damaged else self._damaged.discard)(record.infohash)
         self._states[record.infohash] = record.state
         self._reporter.changed()
         self._changed()

@@ -95,8 +95,10 @@ class Operations:
         upkeep: Callable[[Resolve], Upkeep],
         launcher: Launcher,
         reporter: Reporter,
+        scrubbed: Callable[[], dict[str, dict[str, object]]],
         clock: Callable[[], datetime],
     ) -> None:
+        self._scrubbed = scrubbed
         self._settings = settings
         self._authority = authority
         self._cache = cache
@@ -126,6 +128,7 @@ class Operations:
             "leasable": self._leasable(),
             "alarm": (self._authority.list_age_s or 0) > self._settings.trust.alarm_age_s,
             "report": (await self._reporter.report()).model_dump(mode="json"),
+            "scrub": await asyncio.to_thread(self._scrubbed),
         }
 
     def _leasable(self) -> bool:
@@ -139,7 +142,10 @@ class Operations:
         parse(_Args, args)
         held = await asyncio.to_thread(self._cache.leases)
         mine = [x for x in held if caller.admin or x.user == caller.user]
-        return {"leases": [lease.as_dict() for lease in mine]}
+        damaged = await asyncio.to_thread(self._cache.damaged)
+        return {
+            "leases": [x.as_dict() | {"damaged": x.infohash in damaged} for x in mine],
+        }
 
     async def _lease(self, caller: Caller, args: Args, send: Send) -> Undoable:
         request = parse(_Lease, args)

@@ -89,6 +89,17 @@ class CacheSettings(Section):
     lvm: LvmSettings = LvmSettings()
 
 
+class ScrubSettings(Section):
+    """Reading sealed images again in the background."""
+
+    every_days: float = Field(
+        14.0, ge=0, description="each image is read again within so many days; 0: never"
+    )
+    rate_bps: int = Field(
+        8_000_000, gt=0, description="bytes per second that are read at most"
+    )
+
+
 class SwarmSettings(Section):
     """BitTorrent."""
 
@@ -160,6 +171,7 @@ class AgentSettings(Settings):
     )
     bus: BusSettings = BusSettings()
     cache: CacheSettings = CacheSettings()
+    scrub: ScrubSettings = ScrubSettings()
     swarm: SwarmSettings = SwarmSettings()
     trust: TrustSettings = TrustSettings()
     launch: LaunchSettings = LaunchSettings()

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.cache.cache import Cache
 from agent.cache.records import VolumeRecord
 from agent.collecting import Collector
+from agent.damage import Damage
 from agent.pull.torrents import TorrentFiles
-from agent.puller import Puller
+from agent.rereading import Rereading
+from agent.scrubber import Scrubber
 from agent.socket.caller import Caller
 from agent.socket.request import parse
 from agent.socket.server import Args, Operation, Send
 from distrib.bus.messages import State
 from distrib.errors import NotReady
-from distrib.swarm.pieces import check_volume
+from distrib.swarm.pieces import piece_hashes
 from distrib.trust.sitelist import SiteImage
-
-log = structlog.get_logger(__name__)
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -51,15 +50,17 @@ class Upkeep:
         self,
         *,
         cache: Cache,
-        puller: Puller,
         torrents: TorrentFiles,
         collector: Collector,
+        scrubber: Scrubber,
+        damage: Damage,
         resolve: Resolve,
     ) -> None:
         self._cache = cache
-        self._puller = puller
         self._torrents = torrents
         self._collector = collector
+        self._scrubber = scrubber
+        self._damage = damage
         self._resolve = resolve
         self.table: Mapping[str, Operation] = {"verify": self._verify, "gc": self._collect}
 
@@ -75,13 +76,9 @@ class Upkeep:
         bad = await self._bad_pieces(record, image, send)
         waits = False
         if bad:
-            log.warning("volume-damaged", image=record.image, bad_pieces=len(bad), first=bad[0])
-            await self._puller.let_go(record.infohash)
-            marked = await asyncio.to_thread(
-                self._cache.mark_damaged, record.infohash, f"{len(bad)} bad pieces"
-            )
-            waits = marked.damaged
-            self._puller.wake()
+            waits = await self._damage.found(record, f"{len(bad)} bad pieces, the first {bad[0]}")
+        else:
+            self._scrubber.found_good(record.infohash)
         return {
             "image": record.image,
             "good": not bad,
@@ -101,13 +98,12 @@ class Upkeep:
 
         def read() -> list[int]:
             bad = []
-            with volume.path.open("rb") as file:
-                # The page cache may hold what the disk does not.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                for index, good in enumerate(check_volume(file.fileno(), torrent, info)):
+            rereading = Rereading(volume.path, piece_hashes(torrent, info), info)
+            with contextlib.closing(rereading):
+                for index in range(info.pieces):
                     if stop.is_set():
                         break
-                    if not good:
+                    if not rereading.is_good(index):
                         bad.append(index)
                     done[0] = index + 1
             return bad

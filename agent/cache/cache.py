@@ -127,6 +127,11 @@ class Cache:
         with self._lock:
             return self._stores[self._ledger.known(infohash).store]
 
+    def damaged(self) -> frozenset[str]:
+        """The info-hashes of volumes in which bad pieces were found, and that are not repaired."""
+        with self._lock:
+            return frozenset(r.infohash for r in self._ledger.records.values() if r.damaged)
+
     def leases(self, infohash: str | None = None) -> tuple[Lease, ...]:
         """All leases, or those of one volume."""
         with self._lock:

@@ -12,6 +12,7 @@ import click
 
 from agent.socket.client import ask
 from distrib.errors import OperatorError
+from distrib.printable import printable
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the answer as it came.")
 
@@ -99,7 +100,9 @@ def leases(socket: Path, as_json: bool) -> None:
         click.echo(json.dumps(answer, indent=2))
         return
     for one in answer["leases"]:
-        click.echo(f"{one['lease']} {one['image']} {one['user']} {one['since']} {one['device']}")
+        flag = " DAMAGED" if one["damaged"] else ""
+        told = f"{one['lease']} {one['image']} {one['user']} {one['since']} {one['device']}{flag}"
+        click.echo(told)
 
 
 @click.command()
@@ -123,4 +126,5 @@ def unpin(socket: Path, image: str, as_json: bool) -> None:
 def _pin(socket: Path, op: str, image: str, as_json: bool) -> None:
     answer = ask(socket, op, image=image)
     word = "pinned" if answer["pinned"] else "not pinned"
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{answer['image']} {word}")
+    told = printable(f"{answer['image']} {word}")
+    click.echo(json.dumps(answer, indent=2) if as_json else told)

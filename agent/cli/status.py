@@ -30,17 +30,24 @@ def status(socket: Path, as_json: bool) -> None:
         f" cache {_mib(report['used_bytes'])} of {_mib(report['capacity_bytes'])} MiB"
     )
     for image in report["images"]:
-        click.echo(_line(image))
+        click.echo(_line(image) + _scrubbed(answer["scrub"].get(image["infohash"])))
 
 
 def _line(image: dict[str, Any]) -> str:
     share = f"{100 * image['bytes_done'] // max(image['bytes_total'], 1)} %"
     flags = " active" if image["active"] else ""
-    why = f" {image['reason']}: {printable(image['text'])}" if image.get("reason") else ""
-    return (
+    why = f" {image['reason']}: {image['text']}" if image.get("reason") else ""
+    return printable(
         f"  {image['identifier']}@{image['version']} {image['state']} {share}"
         f" leases {image['leases']}{flags}{why}"
     )
+
+
+def _scrubbed(scrub: dict[str, Any] | None) -> str:
+    if scrub is None:
+        return ""
+    reading = f", {_mib(scrub['bytes_read'])} MiB read again" if scrub["bytes_read"] else ""
+    return f" good {scrub['good_at'][:10]}{reading}"
 
 
 def _mib(size_bytes: int) -> int:

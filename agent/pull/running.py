@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -291,6 +292,8 @@ class RunningPull:
         layers = self._parts.torrents.with_layers(self.image)
         if layers is None:
             return None
+        # A volume that is repaired: the page cache may hold good bytes over the disk's bad ones.
+        os.posix_fadvise(target.fd, 0, 0, os.POSIX_FADV_DONTNEED)
         have = tuple(check_volume(target.fd, layers[1], self._info))
         log.info("volume-checked", infohash=self.image.infohash, good=sum(have), of=len(have))
         return Resume(have)

@@ -332,6 +332,7 @@ class EventKind(StrEnum):
     LAUNCHED = "launched"
     ENDED = "ended"
     EVICTED = "evicted"
+    DAMAGED = "damaged"
     OVERRUN = "overrun"
     FAILED = "failed"
     FILLING = "filling"

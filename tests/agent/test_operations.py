@@ -83,13 +83,15 @@ class Place:
             cache=self.cache,
             upkeep=lambda resolve: Upkeep(
                 cache=self.cache,
-                puller=cast(Any, None),
                 torrents=TorrentFiles(root / "torrents"),
                 collector=cast(Any, None),
+                scrubber=cast(Any, None),
+                damage=cast(Any, None),
                 resolve=resolve,
             ),
             launcher=cast(Any, None),
             reporter=cast(Any, Listener()),
+            scrubbed=dict,
             clock=lambda: NOW,
         )
 
