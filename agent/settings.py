@@ -95,9 +95,7 @@ class ScrubSettings(Section):
     every_days: float = Field(
         14.0, ge=0, description="each image is read again within so many days; 0: never"
     )
-    rate_bps: int = Field(
-        8_000_000, gt=0, description="bytes per second that are read at most"
-    )
+    rate_bps: int = Field(8_000_000, gt=0, description="bytes per second that are read at most")
 
 
 class SwarmSettings(Section):
