@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from distrib.errors import DistribError
+from distrib.printable import printable
 
 SECRET_WORDS = ("token", "password", "secret", "authorization")
 HIDDEN = "(hidden)"
@@ -41,7 +42,7 @@ def configure(*, level: str = "info", file: Path | None = None) -> None:
     ]
     human = stream.isatty()
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [make_printable, structlog.dev.ConsoleRenderer()]
         if human
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
@@ -82,6 +83,18 @@ def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
         if any(word in key.lower() for word in SECRET_WORDS):
             event[key] = HIDDEN
     return event
+
+
+def make_printable(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What strangers put into a field does nothing to a terminal, and adds no line to the log."""
+    for key, value in event.items():
+        if key not in {"exc_info", "exception", "stack_info"} and not _is_plain(value):
+            event[key] = printable(value)
+    return event
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _number(level: str) -> int:

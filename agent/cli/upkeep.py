@@ -40,7 +40,7 @@ def verify(socket: Path, image: str | None, every: bool, as_json: bool) -> None:
         )
     if not as_json:
         for one in answers:
-            click.echo(f"{one['image']}: every piece is good")
+            click.echo(f"{printable(one['image'])}: every piece is good")
 
 
 def _ready(socket: Path) -> list[str]:
@@ -76,8 +76,9 @@ def gc(socket: Path, dry_run: bool, as_json: bool) -> None:
         return
     word = "would remove" if dry_run else "removed"
     for one in answer["evicted"]:
-        click.echo(f"{word} image {one['image'] or one['infohash']} ({one['size_bytes']} bytes)")
+        name = printable(one["image"] or one["infohash"])
+        click.echo(f"{word} image {name} ({one['size_bytes']} bytes)")
     for name in (*answer["files"], *answer["leftovers"]):
-        click.echo(f"{word} {name}")
+        click.echo(printable(f"{word} {name}"))
     if not (answer["evicted"] or answer["files"] or answer["leftovers"]):
         click.echo("nothing to remove")

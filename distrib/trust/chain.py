@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from OpenSSL import crypto
 
 from distrib.trust.cms import read_whole
-from distrib.trust.names import slash_form
+from distrib.trust.names import same_name, slash_form
 from distrib.trust.namespaces import PolicyFile, PolicyUse, check_namespaces
 from distrib.trust.oldserials import old_serials_allowed
 from distrib.trust.reasons import Reason, ReasonCode
@@ -92,6 +93,7 @@ def check_chain(
         reasons += _date_reasons(member, now)
         if member is not path[-1]:
             reasons += _strength_reasons(member)
+    reasons += _impostor_reasons(path, trust.anchors)
     reasons += check_namespaces(path, trust.policies, use=trust.policy_use)
     revocation = check_revocation(path, trust.crls, now=now, policy=crls)
     reasons += revocation.reasons
@@ -179,6 +181,29 @@ def _openssl(
         return [], (1, f"OpenSSL cannot use a certificate: {error}"[:200])
     with old_serials_allowed():
         return [read_whole(member.to_cryptography()) for member in found], None
+
+
+def _impostor_reasons(
+    path: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate]
+) -> list[Reason]:
+    """What on the path passes for a CA that it is not.
+
+    An endorser is known by his name and his CA's. So the issuer that a certificate states must be
+    spelled as the CA is (OpenSSL overlooks case and spaces), and only an anchor, its key, or one
+    that it certified itself when it changed its key may bear an anchor's name.
+    """
+    reasons = []
+    for member, issuer in pairwise(path):
+        name = slash_form(issuer.subject)
+        if not same_name(member.issuer, issuer.subject):
+            text = f"{slash_form(member.issuer)!r} is stated as issuer, the CA is {name!r}"
+            reasons.append(Reason(ReasonCode.CHAIN_UNTRUSTED, text))
+        namesakes = [anchor for anchor in anchors if same_name(anchor.subject, issuer.subject)]
+        own = any(anchor.public_key() == issuer.public_key() for anchor in namesakes)
+        if namesakes and not own and not same_name(issuer.issuer, issuer.subject):
+            text = f"{name}, certified by {slash_form(issuer.issuer)}, has the name of a trusted CA"
+            reasons.append(Reason(ReasonCode.CHAIN_UNTRUSTED, text))
+    return reasons
 
 
 def _date_reasons(certificate: x509.Certificate, now: datetime) -> list[Reason]:

@@ -126,6 +126,17 @@ IMAGE_TEXTS = {
 ENDORSER_TEXTS = {"email": "hv:email", "creator": "dc:creator"}
 
 
+#: What makes a list of the bare form.
+_LIST_KEYS = {
+    "dc:identifier",
+    "dc:date:created",
+    "dc:date:expires",
+    "hv:endorser",
+    "hv:images",
+    "hv:version",
+}
+
+
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     """What versions are compared by: parts between ``- , . /``, numbers as numbers and below texts.
 
@@ -151,6 +162,9 @@ def parse_image_list(content: bytes) -> ImageList:
     beside: dict[str, Json] = {}
     if isinstance(document, dict) and "hv:imagelist" in document:
         beside = {key: value for key, value in document.items() if key != "hv:imagelist"}
+        for key in sorted(_LIST_KEYS & beside.keys()):
+            text = f"list: {key} stands beside hv:imagelist; readers of the bare form take that"
+            faults.append(Reason(ReasonCode.FIELD_INVALID, text))
         document = document["hv:imagelist"]
     parsed = _read_list(FieldReader(document, "list", faults), beside)
     if parsed is None or faults:

@@ -76,6 +76,22 @@ def crlf(content: bytes) -> bytes:
     return re.sub(rb"\r?\n", b"\r\n", content)
 
 
+def check_document(content: bytes) -> None:
+    """``MimeInvalid`` where the first part's own headers ask for more than to be left out.
+
+    A reader that decodes the part would read another list than one that does not.
+    """
+    if content[:8].lower() != b"content-":
+        return
+    headers, _ = _headers(content)
+    encoding = headers.get("content-transfer-encoding", "7bit").lower()
+    if encoding not in {"7bit", "8bit", "binary"}:
+        raise MimeInvalid(f"the content is in {encoding[:40]!r}; it must not be encoded")
+    kind, _ = _content_type(headers)
+    if kind.startswith(("multipart/", "message/")):
+        raise MimeInvalid(f"the content is {kind[:40]!r}, not a list")
+
+
 def document_of(content: bytes) -> bytes:
     """The document in a first part: what follows the part's own headers, where it has any.
 

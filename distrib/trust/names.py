@@ -104,10 +104,10 @@ class DistinguishedName:
         """The form that patterns of policies are held against: only separators are slashes there.
 
         A slash or plus in a value that would read as the start of an attribute is ``\\x00`` here:
-        a CN cannot fake the O that a policy asks for.
+        a CN cannot fake the O that a policy asks for. Neither can one that is written as bytes.
         """
         return "".join(
-            f"/{kind}={_escape_chars(_SLASH_LIKE.sub(chr(0), value))}"
+            f"/{kind}={_escape_chars(_SLASH_LIKE.sub(chr(0), _escape_backslash(value)))}"
             for kind, value in self.attributes
         )
 
@@ -180,8 +180,14 @@ def _unescape_slash(value: str) -> str:
 
 
 def _escape_slash(value: str) -> str:
-    # A value that reads like further attributes is written so that it cannot be taken for them.
-    return _escape_chars(_SLASH_PART.sub(lambda match: "\\" + match[0], value))
+    # A value that reads like further attributes, or like an escaped one, is written so that it
+    # cannot be taken for that.
+    plain = _escape_backslash(value)
+    return _escape_chars(_SLASH_PART.sub(lambda match: "\\" + match[0], plain))
+
+
+def _escape_backslash(value: str) -> str:
+    return value.replace("\\", "\\x5C")
 
 
 def _escape_chars(text: str) -> str:

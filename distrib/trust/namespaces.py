@@ -62,6 +62,12 @@ class SubjectPattern:
                 return False
         return all(rest is Wildcard.ANY_TEXT for rest in self.tokens[token:])
 
+    def matches_loosely(self, subject: str) -> bool:
+        """The same without regard to case and to how many spaces there are, as X.520 compares."""
+        tokens = (token if isinstance(token, Wildcard) else token.lower() for token in self.tokens)
+        loose = SubjectPattern(self.text, tuple(tokens))
+        return loose.matches(re.sub(" +(?= |/|$)|(?<==) +", "", subject.lower()))
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyRule:
@@ -154,7 +160,8 @@ def _check_one(
     rules = [rule for file in preferred for rule in file.rules_for(issuer)]
     names = ", ".join(file.name for file in preferred)
     for rule in rules:
-        if not rule.permits and rule.subject.matches(flat):
+        # A name that is spelled a little otherwise is the same name; to permit, it must be exact.
+        if not rule.permits and (rule.subject.matches(flat) or rule.subject.matches_loosely(flat)):
             text = f"{names}: {authority} must not certify {subject} (DENY {rule.subject.text})"
             return [Reason(ReasonCode.NAMESPACE_NOT_PERMITTED, text)]
     if any(rule.permits and rule.subject.matches(flat) for rule in rules):

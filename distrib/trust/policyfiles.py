@@ -41,6 +41,8 @@ _ENTRY = re.compile(
     rf"TO\s+Issuer\s+(?:(SELF)|{_QUOTED})\s+(PERMIT|DENY)\s+Subject\s+{_QUOTED}", re.IGNORECASE
 )
 _EACL_LINE = re.compile(r"(\w+)[ \t]+(\w+)[ \t]+(\S.*)")
+# As ``DistinguishedName.flat`` writes it.
+_BACKSLASH = r"\x5C"
 _DENIED_SYNTAX = frozenset("[](){}+?|^$*")
 
 
@@ -114,7 +116,7 @@ def _expression(quoted: str, *, permits: bool) -> SubjectPattern:
         if raw is not None:
             tokens += raw
         elif escaped is not None:
-            tokens.append(escaped)
+            tokens += _BACKSLASH if escaped == "\\" else escaped
         elif anything is not None:
             tokens.append(Wildcard.ANY_TEXT)
         elif char in _DENIED_SYNTAX and not permits:
@@ -182,6 +184,7 @@ def _globs(value: str) -> Iterator[SubjectPattern]:
 def _glob(pattern: str) -> SubjectPattern:
     text = fold_types(pattern)
     _check_length(text)
+    text = re.sub(r"\\(?!x[0-9A-F]{2})", lambda _: _BACKSLASH, text)
     special = {"*": Wildcard.ANY_TEXT, "?": Wildcard.ANY_CHAR}
     return SubjectPattern(text, tuple(special.get(char, char) for char in text))
 

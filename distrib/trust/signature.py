@@ -52,6 +52,7 @@ def open_smime(message: bytes) -> SignedMessage:
         return _unread(b"", Reason(ReasonCode.TOO_LARGE, text))
     try:
         parts = mime.split_signed(message)
+        mime.check_document(parts.content)
     except mime.MimeInvalid as error:
         return _unread(b"", Reason(ReasonCode.MESSAGE_MALFORMED, str(error)))
     try:
