@@ -93,7 +93,7 @@ def check_chain(
         reasons += _date_reasons(member, now)
         if member is not path[-1]:
             reasons += _strength_reasons(member)
-    reasons += _impostor_reasons(path, trust.anchors)
+    reasons += _impostor_reasons(path, trust)
     reasons += check_namespaces(path, trust.policies, use=trust.policy_use)
     revocation = check_revocation(path, trust.crls, now=now, policy=crls)
     reasons += revocation.reasons
@@ -183,25 +183,26 @@ def _openssl(
         return [read_whole(member.to_cryptography()) for member in found], None
 
 
-def _impostor_reasons(
-    path: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate]
-) -> list[Reason]:
+def _impostor_reasons(path: Sequence[x509.Certificate], trust: TrustMaterial) -> list[Reason]:
     """What on the path passes for a CA that it is not.
 
     An endorser is known by his name and his CA's. So the issuer that a certificate states must be
-    spelled as the CA is (OpenSSL overlooks case and spaces), and only an anchor, its key, or one
-    that it certified itself when it changed its key may bear an anchor's name.
+    spelled as the CA is (OpenSSL overlooks case and spaces), and a CA of the trust directory shares
+    its name with nobody but its own next certificate: of the same key, or by the same issuer.
     """
+    known = (*trust.anchors, *trust.intermediates)
     reasons = []
     for member, issuer in pairwise(path):
         name = slash_form(issuer.subject)
         if not same_name(member.issuer, issuer.subject):
             text = f"{slash_form(member.issuer)!r} is stated as issuer, the CA is {name!r}"
             reasons.append(Reason(ReasonCode.CHAIN_UNTRUSTED, text))
-        namesakes = [anchor for anchor in anchors if same_name(anchor.subject, issuer.subject)]
-        own = any(anchor.public_key() == issuer.public_key() for anchor in namesakes)
-        if namesakes and not own and not same_name(issuer.issuer, issuer.subject):
-            text = f"{name}, certified by {slash_form(issuer.issuer)}, has the name of a trusted CA"
+        namesakes = [each for each in known if same_name(each.subject, issuer.subject)]
+        if namesakes and not any(
+            each.public_key() == issuer.public_key() or same_name(each.issuer, issuer.issuer)
+            for each in namesakes
+        ):
+            text = f"{name}, certified by {slash_form(issuer.issuer)}, has the name of a known CA"
             reasons.append(Reason(ReasonCode.CHAIN_UNTRUSTED, text))
     return reasons
 
