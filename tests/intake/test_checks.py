@@ -137,6 +137,31 @@ def test_what_no_reader_knows_is_never_a_pass(tmp_path: Path, what: str) -> None
     assert all("partition 2" in finding.text for finding in findings.values())
 
 
+def test_what_hides_behind_128_partitions_is_never_a_pass(tmp_path: Path) -> None:
+    many, start = 129, MIB
+    root = ext4(tmp_path / "root.img", CLEAN)
+    hidden = ext4(tmp_path / "hidden.img", CLEAN | {"etc/shadow": b"root:" + HASH + b":1::::::\n"})
+    disk = tmp_path / "disk.raw"
+    run("truncate", "-s", (many + 40) * MIB, disk)
+    rows = ["label: gpt", "table-length: 136"]
+    for number in range(1, many + 1):
+        part = {1: root, many: hidden}.get(number)
+        size_bytes = part.stat().st_size if part else MIB
+        rows.append(f"start={start // 512}, size={size_bytes // 512}, type=L")
+        if part:
+            with disk.open("r+b") as file:
+                file.seek(start)
+                file.write(part.read_bytes())
+        start += size_bytes
+    run("sfdisk", "-q", disk, stdin="\n".join(rows) + "\n")
+
+    findings = look(disk)
+
+    assert findings.pop("partition-table").outcome is Outcome.FAIL
+    assert outcomes(findings) == {"not-inspected"}, findings
+    assert all("1 more partitions (not looked at)" in one.text for one in findings.values())
+
+
 def test_a_file_system_that_wants_to_be_two_is_not_inspected(tmp_path: Path) -> None:
     root = ext4(tmp_path / "root.img", CLEAN)
     with root.open("r+b") as file:
