@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_settings import (
@@ -145,6 +145,11 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return annotation if is_model else None
 
 
+def _rows(annotation: Any) -> type[BaseModel] | None:
+    """The model of a list of tables."""
+    return _section(get_args(annotation)[0]) if get_origin(annotation) is list else None
+
+
 def _environment_names(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
         name = f"{prefix}{key}".upper()
@@ -182,10 +187,14 @@ def _has(tree: object, path: list[str]) -> bool:
 
 def _toml_lines(model: type[BaseModel], values: Mapping[str, Any], path: str) -> Iterator[str]:
     sections = []
+    tables = []
     for key, field in model.model_fields.items():
-        section = _section(field.annotation)
+        section, rows = _section(field.annotation), _rows(field.annotation)
         if section is not None:
             sections.append((key, section))
+            continue
+        if rows is not None:
+            tables.append((key, rows, field.description))
             continue
         if field.description:
             yield f"# {field.description}"
@@ -195,6 +204,15 @@ def _toml_lines(model: type[BaseModel], values: Mapping[str, Any], path: str) ->
         name = f"{path}{key}"
         yield f"\n[{name}]"
         yield from _toml_lines(section, values[key], f"{name}.")
+    for key, rows, description in tables:
+        name = f"{path}{key}"
+        yield f"\n# {description or key}: one table each"
+        if not values[key]:
+            # An empty list here would forbid to write tables behind it.
+            yield f"# [[{name}]]"
+        for row in values[key]:
+            yield f"[[{name}]]"
+            yield from _toml_lines(rows, row, f"{name}.")
 
 
 def _toml_value(value: object) -> str:

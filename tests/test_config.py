@@ -70,6 +70,17 @@ def test_what_is_dumped_can_be_read_again(tmp_path: Path, model: type[Settings])
     assert model.load(file=dumped, environ={}) == settings
 
 
+def test_tables_can_be_written_behind_what_was_dumped(tmp_path: Path) -> None:
+    file = tmp_path / "controller.toml"
+    for name in ("glance", "opennebula"):
+        dumped = ControllerSettings.load(file=file if file.exists() else None, environ={}).as_toml()
+        file.write_text(
+            f'{dumped}\n[[events.handlers]]\nname = "{name}"\ncommand = ["/bin/true"]\n'
+        )
+    settings = ControllerSettings.load(file=file, environ={})
+    assert [handler.name for handler in settings.events.handlers] == ["glance", "opennebula"]
+
+
 def test_paths_mean_the_same_wherever_they_are_read() -> None:
     settings = AgentSettings.load(environ=NODE, flags={"cache.directory": "cache"})
     assert settings.cache.directory == Path.cwd() / "cache"

@@ -169,7 +169,7 @@ class Sandbox:
         if status == 1 and said.startswith("bwrap: "):
             raise ToolMissing(
                 f"no sandbox for {tool}: {printable(said.strip())[:200]}",
-                hint="bubblewrap must be allowed to make user namespaces (distrib doctor)",
+                hint="bubblewrap must be allowed to make user namespaces on this machine",
             )
         return Ran(tool, _status(status), output, said)
 
