@@ -16,7 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from distrib.errors import ConfigInvalid
-from distrib.trust.directory import load_trust_directory
+from distrib.trust.directory import load_trust_directory, read_crls
+from distrib.trust.oldserials import old_serials_allowed
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class CrlFile:
         if pem == self._pem:
             return Change.NONE
         revoked = frozenset(
-            (crl.issuer.rfc4514_string(), entry.serial_number) for crl in crls for entry in crl
+            (crl.issuer.rfc4514_string(), serial) for crl in crls for serial in self._serials(crl)
         )
         # One that comes or goes changes the configuration, which is read at a start only.
         grown = not revoked <= self._revoked or bool(pem) != bool(self._pem)
@@ -72,11 +73,24 @@ class CrlFile:
         if self._source.is_dir():
             return tuple(load_trust_directory(self._source).crls)
         try:
-            return (x509.load_pem_x509_crl(self._source.read_bytes()),)
-        except (OSError, ValueError) as error:
+            return tuple(read_crls(self._source))
+        except ConfigInvalid as error:
             raise ConfigInvalid(
-                f"broker.crl = {self._source}: {error}"[:300],
-                hint="a CRL in PEM, or the directory of the site's CA and CRL",
+                f"broker.crl: {error.message}",
+                hint="a CRL (PEM or DER), or the directory of the site's CA and CRL",
+                path=str(self._source),
+            ) from None
+
+    def _serials(self, crl: x509.CertificateRevocationList) -> list[int]:
+        """Whom it names; entries are parsed late, and may be rubbish."""
+        try:
+            with old_serials_allowed():
+                return [entry.serial_number for entry in crl]
+        except ValueError as error:
+            raise ConfigInvalid(
+                f"broker.crl: {self._source} has entries that cannot be read: {error}"[:300],
+                hint="fetch the CRL of the site's CA again",
+                path=str(self._source),
             ) from None
 
     def _warn_expired(self, crls: tuple[x509.CertificateRevocationList, ...]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import aiomqtt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from distrib.bus import crl
 from distrib.bus.broker import Broker, BrokerSettings
@@ -144,3 +146,17 @@ def test_an_expired_crl_is_told_once(site: Demo, tmp_path: Path, capsys: Any) ->
         followed.refresh()
     said = capsys.readouterr()
     assert (said.out + said.err).count("crl-expired") == 1
+
+
+def test_a_crl_whose_entries_are_rubbish_is_named(site: Demo, tmp_path: Path) -> None:
+    authority = site.site
+    authority.revoke(site.issued[0].certificate, now=datetime.now(UTC))
+    whole = x509.load_pem_x509_crl(authority.crl_path.read_bytes()).public_bytes(Encoding.DER)
+    serial = site.issued[0].certificate.serial_number.to_bytes(20, "big")
+    # The INTEGER of the entry becomes an OCTET STRING: the head of the CRL is as it was.
+    entry = whole.index(serial) - 2
+    authority.crl_path.write_bytes(whole[:entry] + b"\x04" + whole[entry + 1 :])
+    target = tmp_path / "crl.pem"
+    with pytest.raises(ConfigInvalid, match=r"broker\.crl"):
+        CrlFile(authority.crl_path, target).refresh()
+    assert not target.exists()
