@@ -8,7 +8,6 @@ the row learns the info-hash before the files move, and is ``approved`` after.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,11 +33,12 @@ from distrib.db.audit import record
 from distrib.db.counters import CATALOGUE_CHANGES, rise
 from distrib.db.models import Alias, Image, ImageState
 from distrib.db.outbox import EventType, emit
-from distrib.db.references import aliases_of, identifier_of, image_name
+from distrib.db.references import aliases_of, identifier_of, image_name, require_unexpired
 from distrib.db.session import Database
-from distrib.errors import Conflict, DigestMismatch, Revoked, TrustRefused
+from distrib.errors import Conflict, DigestMismatch, Revoked, TorrentMismatch
 from distrib.swarm import IMAGE_FILE
-from distrib.swarm.torrent import make_torrent, piece_bytes_for
+from distrib.swarm.pieces import sha512_of_pieces
+from distrib.swarm.torrent import TorrentInfo, make_torrent, piece_bytes_for
 from distrib.trust.siteimage import check_alias
 
 log = structlog.get_logger(__name__)
@@ -138,19 +138,13 @@ class Approval:
         now = self._clock()
         with self._database.reading() as session:
             row = locked(session, identifier, version)
-            name = image_name(row)
             _check_state(row)
             for alias in aliases:
                 _check_alias_free(session, alias, identifier)
             if row.state == ImageState.APPROVED:
                 return row
             _check_newest(session, row)
-            if row.endorsed_until is not None and row.endorsed_until <= now:
-                raise TrustRefused(
-                    f"image {name}: its entry or its list has expired",
-                    hint="ask the endorser for a newer list, and add the image again",
-                    image=name,
-                )
+            require_unexpired(row, now)
             self._examination.require(session, row, force=force)
             return row
 
@@ -163,18 +157,18 @@ class Approval:
         name = image_name(row)
         with named_faults(image):
             require_raw(image, image=name)
-            digest = _sha512(image)
-        if digest != (row.sha512 or row.endorsed_sha512):
+            torrent = make_torrent(
+                image,
+                piece_bytes=self._piece_bytes(row.size_bytes or row.endorsed_size_bytes),
+                out=folder / TORRENT_FILE,
+            )
+            digest = _digest_of(image, folder / TORRENT_FILE, torrent)
+        if digest is None or digest != (row.sha512 or row.endorsed_sha512):
             raise DigestMismatch(
                 f"image {name}: its file has changed in quarantine",
                 hint="check the head's disk; deny the image, or add it again",
                 image=name,
             )
-        torrent = make_torrent(
-            image,
-            piece_bytes=self._piece_bytes(row.size_bytes or row.endorsed_size_bytes),
-            out=folder / TORRENT_FILE,
-        )
         with self._database.transaction() as session:
             check_bytes_free(session, row, torrent.infohash, self._clock())
             fresh = locked(session, row.identifier, row.version)
@@ -275,6 +269,10 @@ def _audience_column(audience: Audience) -> dict[str, Any]:
     return {"all": True} if audience == "all" else {"users": sorted(set(audience))}
 
 
-def _sha512(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha512").hexdigest()
+def _digest_of(image: Path, torrent_file: Path, info: TorrentInfo) -> str | None:
+    """SHA-512 of the very bytes that the torrent is of; None if the file changed under it."""
+    try:
+        with image.open("rb") as stream:
+            return sha512_of_pieces(stream.fileno(), torrent_file.read_bytes(), info)
+    except TorrentMismatch:
+        return None

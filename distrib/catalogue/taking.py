@@ -10,9 +10,9 @@ from distrib.catalogue.clock import Clock
 from distrib.catalogue.transitions import Change
 from distrib.catalogue.versions import locked
 from distrib.db.models import Image, ImageState
-from distrib.db.references import image_name
+from distrib.db.references import image_name, require_unexpired
 from distrib.db.session import Database
-from distrib.errors import Conflict, Revoked, TrustRefused
+from distrib.errors import Conflict, Revoked
 
 
 class Taking:
@@ -44,12 +44,7 @@ class Taking:
                     hint="distrib image show says what comes next",
                     image=name,
                 )
-            if row.endorsed_until is not None and row.endorsed_until <= now:
-                raise TrustRefused(
-                    f"image {name}: its entry or its list has expired",
-                    hint="wait for the endorser's next list",
-                    image=name,
-                )
+            require_unexpired(row, now)
             source = str(row.entry["hv:uri"])
             if row.state == ImageState.EXPECTED and row.source == source:
                 row.fault = {}

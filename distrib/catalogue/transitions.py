@@ -144,16 +144,7 @@ def lapsed(session: Session, row: Image, change: Change) -> None:
     row.lapsed_at = change.at
     if row.state == ImageState.ANNOUNCED:
         return
-    rise(session, CATALOGUE_CHANGES)
-    record(
-        session,
-        at=change.at,
-        actor=change.actor,
-        action="image-lapsed",
-        subject=image_name(row),
-        state=row.state,
-        endorsed_until=row.endorsed_until.isoformat() if row.endorsed_until else None,
-    )
+    _note_standing(session, row, change, action="image-lapsed")
     if row.state in USABLE:
         begin_expiry(session, change.at, row)
     log.warning("image-lapsed", image=image_name(row), endorsed_until=str(row.endorsed_until))
@@ -164,19 +155,24 @@ def restored(session: Session, row: Image, change: Change) -> None:
     row.lapsed_at = None
     if row.state == ImageState.ANNOUNCED:
         return
+    _note_standing(session, row, change, action="image-restored")
+    if row.state in USABLE:
+        emit(session, change.at, EventType.AVAILABLE_PREFIX, image=row)
+    log.info("image-restored", image=image_name(row), state=row.state)
+
+
+def _note_standing(session: Session, row: Image, change: Change, *, action: str) -> None:
+    """Whether a list stands for the image has changed, and so may the site list."""
     rise(session, CATALOGUE_CHANGES)
     record(
         session,
         at=change.at,
         actor=change.actor,
-        action="image-restored",
+        action=action,
         subject=image_name(row),
         state=row.state,
         endorsed_until=row.endorsed_until.isoformat() if row.endorsed_until else None,
     )
-    if row.state in USABLE:
-        emit(session, change.at, EventType.AVAILABLE_PREFIX, image=row)
-    log.info("image-restored", image=image_name(row), state=row.state)
 
 
 def _describe(row: Image, endorsed: Endorsed, signed: AcceptedList) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from distrib.db.models import Alias, Image, ImageState
-from distrib.errors import NotFound
+from distrib.errors import NotFound, TrustRefused
 from distrib.trust.imagelist import version_key
 from distrib.trust.sitelist import parse_image_ref
 
@@ -26,6 +26,17 @@ def is_listed(now: datetime) -> ColumnElement[bool]:
         or_(Image.endorsed_until.is_(None), Image.endorsed_until > now),
         or_(Image.until.is_(None), Image.until > now),
     )
+
+
+def require_unexpired(image: Image, now: datetime) -> None:
+    """Raises TrustRefused where the image's list or its entry has expired (it is ``lapsed``)."""
+    if image.endorsed_until is not None and image.endorsed_until <= now:
+        raise TrustRefused(
+            f"image {image_name(image)}: its list or its entry expired at"
+            f" {image.endorsed_until:%Y-%m-%dT%H:%M:%SZ}",
+            hint="ask the endorser for a newer list; then distrib list poll, or distrib image add",
+            image=image_name(image),
+        )
 
 
 def image_name(image: Image) -> str:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.orm import Session
 
 from distrib.bus.mqtt import Bus, BusSettings
-from distrib.db.references import USABLE, aliases_of, resolve
+from distrib.db.references import USABLE, aliases_of, require_unexpired, resolve
 from distrib.db.session import Database
 from distrib.errors import Conflict, NetworkError, NotFound
 from distrib.rollout import machine, records
@@ -94,8 +94,8 @@ class Rollouts:
         """Accept ``{"image", "nodes", "download_bps"?, "deadline_s"?}``.
 
         Raises NotFound for an unknown image, a name that no node has, a selector that matches no
-        online node; OperatorError for one that cannot be read; NetworkError before the broker was
-        reached.
+        online node; TrustRefused where the image has lapsed; OperatorError for a selector that
+        cannot be read; NetworkError before the broker was reached.
         """
         return await self._loop.call(lambda: self._start(request, actor))
 
@@ -214,6 +214,7 @@ class Rollouts:
         now = self._clock().replace(microsecond=0)
         deadline_s = request.get("deadline_s")
         image = resolve(session, str(request["image"]), states=USABLE)
+        require_unexpired(image, now)
         rollout = machine.begin(
             rollout=records.new_rollout_id(session, now),
             image=machine.ImageKey(image.identifier, image.version, image.infohash or ""),

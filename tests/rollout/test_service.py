@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from distrib.bus.messages import Event, EventKind, ParentLost, Request, State, encode
 from distrib.db import models
-from distrib.errors import Conflict, NotFound, OperatorError
+from distrib.errors import Conflict, NotFound, OperatorError, TrustRefused
 from distrib.rollout.service import Rollouts
 
 LIMIT_S = 15.0
@@ -362,6 +362,17 @@ async def test_a_revoked_image_is_not_wanted_any_more(site: Any) -> None:
             row.state = "denied"
         await asyncio.to_thread(rollouts.catalogue_changed)
         await one.told(lambda images: V2 not in images)
+
+
+async def test_a_lapsed_image_is_not_rolled_out(site: Any) -> None:
+    with site.database.transaction() as session:
+        row = session.scalar(select(models.Image).where(models.Image.version == V2))
+        assert row is not None
+        row.endorsed_until = datetime.now(UTC) - timedelta(seconds=1)
+    async with site.service() as rollouts, site.nodes["wn001"].online():
+        await online(rollouts, "wn001")
+        with pytest.raises(TrustRefused, match="its list or its entry expired at 20"):
+            await rollouts.start({"image": "worker", "nodes": "wn001"}, "alice")
 
 
 async def test_a_silent_node_fails_its_rollout(site: Any) -> None:
