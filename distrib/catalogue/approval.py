@@ -87,7 +87,7 @@ class Approval:
         """
         for alias in aliases:
             check_alias(alias)
-        with self._alone(f"{identifier}@{version}"):
+        with self.alone(f"{identifier}@{version}"):
             row = await asyncio.to_thread(self._approvable, identifier, version, aliases, force)
             if row.state == ImageState.QUARANTINED:
                 row = await asyncio.to_thread(self._publishable, row)
@@ -121,10 +121,11 @@ class Approval:
             return identifier
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> Iterator[None]:
+        """One at a time handles the raw file of an image version. Raises Conflict."""
         if name in self._approving:
             raise Conflict(
-                f"image {name} is being approved already", hint="wait for it", image=name
+                f"image {name} is being approved or checked already", hint="wait for it", image=name
             )
         self._approving.add(name)
         try:

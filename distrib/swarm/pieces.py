@@ -155,6 +155,23 @@ def check_volume(fd: int, torrent: bytes, info: TorrentInfo) -> Iterator[bool]:
         yield piece_hash(data, leaves=piece_leaves(info)) == expected
 
 
+def sha512_of_pieces(fd: int, torrent: bytes, info: TorrentInfo) -> str:
+    """The SHA-512 (hex) of the bytes in ``fd``, from the same read that compares every piece.
+
+    So the torrent and the digest are of the same bytes, whatever is done to the file meanwhile.
+    Raises TorrentMismatch when a piece is not the torrent's, StorageFailed."""
+    digest = hashlib.sha512()
+    for index, expected in enumerate(piece_hashes(torrent, info)):
+        data = _read_piece(fd, index, info)
+        if piece_hash(data, leaves=piece_leaves(info)) != expected:
+            raise TorrentMismatch(
+                f"torrent {info.infohash[:12]}: piece {index} of the file is another",
+                hint="make the torrent again",
+            )
+        digest.update(data)
+    return digest.hexdigest()
+
+
 def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
     try:
         return os.pread(fd, info.piece_size(index), index * info.piece_bytes)
