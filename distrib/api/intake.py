@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from distrib.api.access import Admin, Use, Viewer
 from distrib.api.images import one_version, view_of
+from distrib.api.services import Services
 from distrib.api.views import checks_view
 from distrib.catalogue.examination import checks_of
 from distrib.db.models import ImageState
@@ -18,6 +19,7 @@ from distrib.errors import NetworkError
 
 router = APIRouter(tags=["images"])
 
+_WAITING = frozenset({ImageState.QUARANTINED})
 _TAKEABLE = frozenset({ImageState.ANNOUNCED, ImageState.EXPECTED})
 
 
@@ -48,9 +50,21 @@ def take(ref: str, services: Use, actor: Admin) -> dict[str, Any]:
     return view_of(services, taken)
 
 
+@router.post("/images/{ref:path}/checks")
+async def check_again(ref: str, services: Use, actor: Admin) -> dict[str, Any]:
+    """Run all checks once more on an image in quarantine; what they say now."""
+    row = await asyncio.to_thread(one_version, services, ref, preferred=_WAITING)
+    await services.catalogue.rechecking.check(row.identifier, row.version, actor=actor.name)
+    return await asyncio.to_thread(_checks_of, services, image_name(row))
+
+
 @router.get("/images/{ref:path}/checks")
 def checks(ref: str, services: Use, _actor: Viewer) -> dict[str, Any]:
     """What the checks said of one image version, and which of them are required."""
+    return _checks_of(services, ref)
+
+
+def _checks_of(services: Services, ref: str) -> dict[str, Any]:
     with services.database.reading() as session:
         row = resolve(session, ref)
         return {

@@ -27,6 +27,7 @@ from distrib.catalogue.polling import Poll
 from distrib.catalogue.preparation import Preparation
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
 from distrib.catalogue.quarantine import Quarantine
+from distrib.catalogue.rechecking import Rechecking
 from distrib.catalogue.schedule import Schedule, next_in
 from distrib.catalogue.store import ImageStore
 from distrib.catalogue.subscriptions import Subscriptions
@@ -58,6 +59,7 @@ class Catalogue:
     taking: Taking
     collector: Collector
     examination: Examination
+    rechecking: Rechecking
 
     @classmethod
     def open(
@@ -124,18 +126,15 @@ class Catalogue:
             clock=clock,
             next_in=next_in,
         )
+        approval = Approval(
+            database=database, store=store, clock=clock, grace=grace, examination=examination
+        )
         return cls(
             store=store,
             endorsers=Endorsers(database, clock=clock),
             intake=Intake(database=database, acceptance=acceptance, clock=clock),
             quarantine=quarantine,
-            approval=Approval(
-                database=database,
-                store=store,
-                clock=clock,
-                grace=grace,
-                examination=examination,
-            ),
+            approval=approval,
             denial=Denial(database=database, store=store, clock=clock, grace=grace),
             history=History(database=database, store=store),
             publisher=publisher,
@@ -145,6 +144,7 @@ class Catalogue:
             schedule=Schedule(database=database, poll=poll, publisher=publisher, clock=clock),
             taking=Taking(database=database, clock=clock),
             examination=examination,
+            rechecking=Rechecking(database, store, clock, examination, approval.alone),
             collector=Collector(
                 database=database,
                 quarantine=quarantine,

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from distrib.catalogue.clock import Clock
 from distrib.catalogue.entries import image_of
 from distrib.catalogue.intake_settings import IntakeSettings
+from distrib.db.audit import record
 from distrib.db.intake_models import ImageCheck, Outcome
 from distrib.db.models import Image
 from distrib.db.references import image_name
@@ -83,8 +84,10 @@ class Examination:
         return missed
 
 
-def keep(session: Session, row: Image, findings: Mapping[str, Finding], at: datetime) -> None:
-    """Replace what is known of an image's checks."""
+def keep(
+    session: Session, row: Image, findings: Mapping[str, Finding], *, at: datetime, actor: str
+) -> None:
+    """Replace what is known of an image's checks; the audit log has it too."""
     session.execute(
         delete(ImageCheck).where(
             ImageCheck.identifier == row.identifier, ImageCheck.version == row.version
@@ -100,6 +103,14 @@ def keep(session: Session, row: Image, findings: Mapping[str, Finding], at: date
             at=at,
         )
         for name, finding in findings.items()
+    )
+    record(
+        session,
+        at=at,
+        actor=actor,
+        action="image-checked",
+        subject=image_name(row),
+        checks={name: str(finding.outcome) for name, finding in findings.items()},
     )
 
 

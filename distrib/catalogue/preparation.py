@@ -107,7 +107,6 @@ class Preparation:
             fresh.state, fresh.since = ImageState.QUARANTINED, now
             fresh.sha512, fresh.size_bytes = digest, size_bytes
             fresh.fetched_bytes, fresh.fault = fresh.endorsed_size_bytes, {}
-            keep(session, fresh, findings, now)
             record(
                 session,
                 at=now,
@@ -120,14 +119,7 @@ class Preparation:
                 raw_sha512=digest,
                 source=fresh.source,
             )
-            record(
-                session,
-                at=now,
-                actor=actor,
-                action="image-checked",
-                subject=name,
-                checks={check: str(one.outcome) for check, one in findings.items()},
-            )
+            keep(session, fresh, findings, at=now, actor=actor)
         (folder / ENDORSED_FILE).unlink(missing_ok=True)
         return fresh
 

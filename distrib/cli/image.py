@@ -210,7 +210,6 @@ def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> N
             ("raw SHA-512", row["sha512"]),
             ("fetched from", row.get("source")),
             ("last fault", (row.get("fault") or {}).get("message")),
-            ("checks", check_lines(row)),
             ("info-hash", row["infohash"]),
             ("pieces of", bytes_text(row["piece_bytes"]) if row["piece_bytes"] else None),
             ("list", f"{row['origin']['list']} version {row['origin']['list_version']}"),
@@ -218,6 +217,8 @@ def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> N
             ("certified by", row["origin"]["endorser_ca"]),
         )
     )
+    for told in check_lines(row):
+        print_line(told)
 
 
 def _send(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from distrib.cli.client import ApiClient, connected, path_of, remote_error
+from distrib.cli.client import LONG_S, ApiClient, connected, path_of, remote_error
 from distrib.cli.output import json_option, print_json, print_line, print_table
 from distrib.cli.progress import progress
 from distrib.errors import TimedOut
@@ -37,11 +37,13 @@ def take(*, ref: str, wait: bool, timeout_s: float | None, as_json: bool) -> Non
 
 @click.command("checks")
 @click.argument("ref", metavar="IMAGE")
+@click.option("--again", is_flag=True, help="Run them again, on an image in quarantine.")
 @json_option
-def checks(*, ref: str, as_json: bool) -> None:
+def checks(*, ref: str, again: bool, as_json: bool) -> None:
     """What the site's checks say of IMAGE; docs/formats/checks.md describes each."""
+    path = path_of("images", ref, "checks")
     with connected() as client:
-        document = client.get(path_of("images", ref, "checks"))
+        document = client.post(path, {}, timeout_s=LONG_S) if again else client.get(path)
     if as_json:
         print_json(document)
         return

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from distrib.cli.main import main
+from distrib.db.intake_models import ImageCheck
 from tests.head.stories import WORKER, entry, serve
 from tests.intake.disks import CLEAN, SSH_KEY, converted, ext4, partitioned
 from tests.intake.stories import REF, Shelf, Site
@@ -61,14 +63,25 @@ def test_an_operator_sees_what_is_in_an_image_before_approving_it(
         assert outcomes["authorized-keys"] == "fail"
         assert outcomes["shadow-passwords"] == "pass"
         _, out, _ = distrib(capsys, "image", "show", WORKER)
-        assert "check authorized-keys: fail" in out
+        assert "\ncheck authorized-keys: fail" in out
 
         status, _, err = distrib(capsys, "image", "approve", REF)
         assert status == 3
         assert "authorized-keys (fail)" in err
+        # As an older distrib might have left it.
+        with site.head.database.transaction() as session:
+            session.execute(update(ImageCheck).values(outcome="pass", text="nothing found"))
+        status, out, _ = distrib(capsys, "image", "checks", WORKER, "--again")
+        assert status == 0
+        assert "partition 1 (ext): /root/.ssh/authorized_keys" in out
+        assert site.head.actions().count("image-checked") == 2
+        assert (site.folder / "image.raw").stat().st_mode & 0o777 == 0o600
+
         status, out, _ = distrib(capsys, "image", "approve", REF, "--force", "ours")
         assert status == 0
         assert "approved" in out
+        status, _, err = distrib(capsys, "image", "checks", REF, "--again")
+        assert (status, "is approved, not quarantined" in err) == (2, True)
 
 
 def test_an_image_is_taken_and_waited_for(
