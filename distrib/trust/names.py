@@ -98,7 +98,9 @@ class DistinguishedName:
 
     def slash(self) -> str:
         """OpenSSL's one-line form, as image lists carry it."""
-        return "".join(f"/{kind}={_escape_slash(value)}" for kind, value in self.attributes)
+        text = "".join(f"/{kind}={_escape_slash(value)}" for kind, value in self.attributes)
+        # Readers strip what they are given: the blank is a part of the name all the same.
+        return text[:-1] + "\\x20" if text.endswith(" ") else text
 
     def flat(self) -> str:
         """The form that patterns of policies are held against: only separators are slashes there.

@@ -74,6 +74,8 @@ def test_forms_are_read_back(pairs: list[tuple[str, str]]) -> None:
     name = DistinguishedName(tuple((kind, value.strip() or "x") for kind, value in pairs))
     assert DistinguishedName.parse(name.rfc4514()) == name
     assert DistinguishedName.parse(name.slash()) == name
+    exact = DistinguishedName(tuple(pairs))
+    assert DistinguishedName.parse(exact.slash()) == exact
 
 
 @given(st.text())
