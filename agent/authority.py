@@ -99,6 +99,7 @@ class Authority:
 
     def load(self) -> None:
         """Take up what was accepted before; what does not hold any more is left aside."""
+        durable.sweep(self._state_dir)
         self._load_floors()
         self.aliases.load()
         crl = _read(self._state_dir / "crl.pem")

@@ -174,7 +174,9 @@ class Puller:
             record = holding.record
             stray = record.infohash not in wanted and record.infohash not in self._tasks
             if stray and record.state in UNDER_WAY:
-                reason = record.reason or NodeReason.CANCELLED
+                reason = record.reason
+                if reason is None or reason is NodeReason.RESUMED:
+                    reason = NodeReason.CANCELLED
                 fail = self._parts.cache.fail
                 await asyncio.to_thread(fail, record.infohash, reason, "no longer desired")
 

@@ -39,6 +39,7 @@ class ResumeFiles:
         self._directory = directory
         self._boot_id = boot_id
         durable.make_directory(directory)
+        durable.sweep(directory)
 
     def load(self, infohash: str, pieces: int) -> Resume | None:
         """What is known of a volume, or None; a file that does not fit counts as none."""
@@ -53,7 +54,7 @@ class ResumeFiles:
     def save_for_this_boot(self, infohash: str, resume: Resume) -> None:
         """What the kernel has, flushed or not. Raises StorageFailed."""
         path = self._boot_path(infohash)
-        temporary = path.with_suffix(".new")
+        temporary = path.with_name(f".{path.name}.tmp")
         with durable.storage_errors("writing", path):
             temporary.write_bytes(_document(infohash, resume, self._boot_id))
             temporary.replace(path)

@@ -37,6 +37,7 @@ class TorrentFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         durable.make_directory(directory)
+        durable.sweep(directory)
 
     def accept(self, info: bytes, image: Known) -> TorrentInfo:
         """Keep an info dictionary that is the one of the site list. Raises TorrentMismatch."""

@@ -1,0 +1,78 @@
+"""kill -9 of the agent, again and again, in whatever it does: it goes on as if nothing had been.
+
+Real agents, a real swarm, over files and over loop devices; over LVM in user-mode Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cache.conftest import devices
+from tests.delta.node import MIB, PIECE, UUID, edited, publish
+from tests.faults.rounds import RATE_BPS, Rounds
+from tests.faults.victim import Site, Victim
+from tests.pull.conftest import Published
+
+__all__ = ["devices"]
+
+SIZE = 4 * MIB + 5000
+OTHER = "1d4a0e0e-7d0b-4f0e-a4f6-0c3a5b5a9f01"
+ADDRESS, SEEDER_PORT, PORT = "127.0.12.1", 17991, 17992
+LONG = (pytest.mark.long, pytest.mark.timeout(3400))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Two versions of an image, and another image."""
+    home = tmp_path_factory.mktemp("site")
+    data, chance = os.urandom(SIZE), random.Random(3)
+    places = [chance.randrange(SIZE // PIECE) * PIECE for _ in range(20)]
+    images: dict[str, Published] = {
+        f"{UUID}@1.0": publish(home / "old", data),
+        f"{UUID}@2.0": publish(home / "new", edited(data, places)),
+        f"{OTHER}@1.0": publish(home / "other", os.urandom(SIZE)),
+    }
+    return Site(home, images, ADDRESS)
+
+
+@pytest.fixture
+def rounds(site: Site, tmp_path: Path) -> Iterator[Callable[..., Rounds]]:
+    """``rounds(cache settings)``: a node of the site, with its seeder."""
+    with ExitStack() as stack:
+        sent = stack.enter_context(site.seeding(SEEDER_PORT, RATE_BPS))
+
+        def make(**cache: object) -> Rounds:
+            seed = random.randrange(1 << 32)
+            print(f"seed {seed}")
+            victim = Victim(
+                tmp_path / "node", site, address="127.0.12.2", port=PORT, cache=dict(cache)
+            )
+            stack.callback(victim.stop)
+            made = Rounds(victim, sent, random.Random(seed))
+            stack.callback(lambda: [job.kill() or job.wait() for job in made.jobs.values()])
+            return made
+
+        yield make
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("count", [10, pytest.param(90, marks=LONG)])
+def test_an_agent_with_files_is_killed_again_and_again(
+    rounds: Callable[..., Rounds], count: int
+) -> None:
+    rounds(capacity_bytes=16 * MIB, cow_bytes=MIB).run(count)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("count", [10, pytest.param(90, marks=LONG)])
+def test_an_agent_with_devices_is_killed_again_and_again(
+    rounds: Callable[..., Rounds], devices: Callable[..., list[Path]], count: int
+) -> None:
+    pool = [str(device) for device in devices(5 * MIB, 5 * MIB)]
+    rounds(store="device", devices=pool, capacity_bytes=24 * MIB, cow_bytes=MIB).run(count)
