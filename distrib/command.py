@@ -145,14 +145,16 @@ def _fail(name: str, error: DistribError, *, as_json: bool) -> int:
         click.echo(json.dumps({"error": error.as_dict()}))
         return error.exit_status
     hint = f" ({error.hint})" if error.hint else ""
-    message, rows = error.message, list[str]()
-    if isinstance(error, TrustRefused) and len(error.reasons) > 1:
-        rows = [f"{reason['code']}: {reason['message']}" for reason in error.reasons]
+    reasons = error.reasons if isinstance(error, TrustRefused) else ()
+    rows = [f"{reason['code']}: {reason['message']}" for reason in reasons]
+    message = error.message
+    if len(rows) > 1:
         # The message names them all in one line; here each has its own.
         message = message.removesuffix("; ".join(rows)).rstrip(": ")
     click.echo(printable(f"{name}: {message}{hint}"), err=True)
-    for row in rows:
-        click.echo(printable(f"  {row}"), err=True)
+    for row, reason in zip(rows, reasons, strict=True) if len(rows) > 1 else ():
+        what_to_do = f" ({reason['hint']})" if reason.get("hint") else ""
+        click.echo(printable(f"  {row}{what_to_do}"), err=True)
     return error.exit_status
 
 

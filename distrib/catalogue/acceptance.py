@@ -70,7 +70,6 @@ class Examined:
             raise refusal(
                 "image list",
                 self.reasons,
-                hint="see the reasons; distrib list verify shows them for a file",
                 message_sha512=self.verdict.message_sha512,
             )
         return self.verdict.image_list
@@ -190,7 +189,7 @@ class Acceptance:
             actor=actor,
             action="list-refused",
             subject=claimed or verdict.message_sha512,
-            reasons=[reason.as_dict() for reason in examined.reasons],
+            reasons=[{"code": one.code, "message": one.message} for one in examined.reasons],
             signer_dn=verdict.signer_dn,
             sha512=verdict.message_sha512,
         )

@@ -41,6 +41,9 @@ class ClientSettings(Settings):
     ca: Path | None = Field(None, description="CA of the head's certificate; else the system's")
     token: str | None = Field(None, description="the bearer token")
     token_file: Path | None = Field(None, description="a file that holds the token")
+    sha1_endorsers: list[str] = Field(
+        [], description="who may sign entries of the Marketplace with SHA-1: e-mail addresses, DNs"
+    )
 
 
 def load_settings(config: Path | None = None) -> ClientSettings:

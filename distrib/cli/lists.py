@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import click
 
+from distrib.cli.client import ClientSettings, load_settings
 from distrib.cli.documents import read_document, read_file, replace_file
 from distrib.cli.output import print_json, print_line
 from distrib.cli.signing_key import read_signing_key
@@ -170,7 +171,8 @@ def sign_command(
     "sha1_endorsers",
     metavar="EMAIL|DN",
     multiple=True,
-    help="Who may sign a Marketplace entry with SHA-1. May be repeated.",
+    help="Who may sign a Marketplace entry with SHA-1, beside sha1_endorsers in client.toml."
+    " May be repeated.",
 )
 @click.option(
     "--ca-file", type=FILE, help="CA of the web server (PEM), in the place of the system's."
@@ -211,7 +213,7 @@ def verify_command(
             endorsers=None if by is None else (by,),
             identifier=identifier,
             last_created=_last_created(last_version),
-            sha1_endorsers=frozenset(sha1_endorsers),
+            sha1_endorsers=frozenset((*sha1_endorsers, *_site_settings().sha1_endorsers)),
         )
         verdict = verify_entry(
             message, trust=trust, expectation=entry_expectation, now=now, crls=crls
@@ -253,6 +255,10 @@ def _verify_list(
     )
     named = [reason for reason in verdict.reasons if reason.code == "endorser-not-authorised"]
     return of_list(verdict, (*as_site.reasons, *named))
+
+
+def _site_settings() -> ClientSettings:
+    return load_settings(click.get_current_context().find_root().obj)
 
 
 def _last_created(version: str | None) -> datetime | None:

@@ -200,16 +200,18 @@ def _print_outcome(row: dict[str, Any]) -> None:
 
 def _print_reasons(outcome: dict[str, Any], *, err: bool = False) -> None:
     reasons = outcome.get("reasons") or []
-    lines = [f"{one['code']}: {one['message']}" for one in reasons]
+    lines = [f"{one['code']}: {one['message']}{_hint(one)}" for one in reasons]
     if not lines and outcome.get("message"):
-        lines = [outcome["message"]]
+        lines = [outcome["message"] + _hint(outcome)]
     lines += [
         f"{one['image']} {one['code']}: {one['message']}" for one in outcome.get("remarks", [])
     ]
-    if lines and outcome.get("hint"):
-        lines[-1] += f" ({outcome['hint']})"
     for line in lines:
         click.echo(printable(f"  {line}"), err=err)
+
+
+def _hint(told: dict[str, Any]) -> str:
+    return f" ({told['hint']})" if told.get("hint") else ""
 
 
 def _age(row: dict[str, Any]) -> str:

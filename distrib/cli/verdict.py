@@ -111,7 +111,7 @@ def show(source: str, shown: Shown, *, as_json: bool) -> None:
         print_line(f"certified {shown.signer_ca}")
     print_line(f"{source}: {'accepted' if shown.accepted else 'refused'}")
     for reason in shown.reasons:
-        click.echo(f"  {printable(reason)}", err=True)
+        click.echo(f"  {printable(f'{reason} ({reason.hint})')}", err=True)
 
 
 def list_as_dict(image_list: ImageList) -> dict[str, object]:

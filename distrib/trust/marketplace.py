@@ -78,7 +78,6 @@ class EntryVerdict:
             raise refusal(
                 "marketplace entry",
                 self.reasons,
-                hint="see the reasons; distrib list verify shows them for a file",
                 message_sha512=self.message_sha512,
             )
         return self.entry

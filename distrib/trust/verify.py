@@ -97,7 +97,6 @@ class Verdict:
             raise refusal(
                 "image list",
                 self.reasons,
-                hint="see the reasons; distrib list verify shows them for a file",
                 message_sha512=self.message_sha512,
             )
         return self.image_list

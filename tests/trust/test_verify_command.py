@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from distrib.cli.lists import lists
 from distrib.errors import DistribError, NetworkError, NotFound
 from distrib.trust.fields import format_time
+from distrib.trust.reasons import REMEDIES, ReasonCode
 from distrib.trust.signature import MAX_MESSAGE_BYTES
 from distrib.trust.testpki import Role
 
@@ -46,7 +47,7 @@ def verify(source: object, world: World, *more: object, stdin: bytes | None = No
 def told(result: Result) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(result.stdout)
     assert set(document) >= {"accepted", "reasons", "list", "kind"}
-    assert all(set(reason) == {"code", "message"} for reason in document["reasons"])
+    assert all(set(reason) == {"code", "message", "hint"} for reason in document["reasons"])
     assert result.exit_code == (0 if document["accepted"] else 3)
     return document
 
@@ -115,6 +116,31 @@ def test_what_is_expected_of_an_entry(world: World, tmp_path: Path) -> None:
     right = ("--endorser", "CN=Jane Endorser,O=Experiment", "--ca", "CN=Experiment CA,O=Experiment")
     assert found(*allow, *right) == set()
     assert verify(path, world, "--last-version", "1.0").exit_code == 2
+
+
+def test_a_site_allows_an_endorser_sha1_by_a_setting(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settings = tmp_path / "entry.xml", tmp_path / "client.toml"
+    path.write_bytes(signed_entry(world, digest="sha1"))
+    monkeypatch.setenv("DISTRIB_CONFIG", str(settings))
+    settings.write_text('sha1_endorsers = ["/O=Experiment/CN=John Endorser"]\n')
+    assert codes(verify(path, world, "--json")) == {"signature-sha1"}
+    settings.write_text('sha1_endorsers = ["/O=Experiment/CN=Jane Endorser"]\n')
+    assert codes(verify(path, world, "--json")) == set()
+    monkeypatch.delenv("DISTRIB_CONFIG")
+    monkeypatch.setenv("DISTRIB_SHA1_ENDORSERS", '["CN=Jane Endorser,O=Experiment"]')
+    assert codes(verify(path, world, "--json")) == set()
+
+
+def test_every_reason_says_what_to_do(world: World, tmp_path: Path) -> None:
+    assert set(REMEDIES) == set(ReasonCode)
+    assert all(hint and "\n" not in hint for hint in REMEDIES.values())
+    path = tmp_path / "list.signed"
+    path.write_bytes(world.signed()[:100])
+    shown = verify(path, world)
+    assert "message-malformed: " in shown.stderr
+    assert f"({REMEDIES[ReasonCode.MESSAGE_MALFORMED]})" in shown.stderr
 
 
 def test_a_list_is_not_asked_for_by_an_e_mail_address(world: World, tmp_path: Path) -> None:
