@@ -102,7 +102,7 @@ def leases(socket: Path, as_json: bool) -> None:
     for one in answer["leases"]:
         flag = " DAMAGED" if one["damaged"] else ""
         told = f"{one['lease']} {one['image']} {one['user']} {one['since']} {one['device']}{flag}"
-        click.echo(told)
+        click.echo(printable(told))
 
 
 @click.command()
