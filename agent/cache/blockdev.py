@@ -48,6 +48,13 @@ def open_device(device: Path, *, write: bool = False, alone: bool = False) -> in
     return fd
 
 
+def number(device: Path) -> str:
+    """A device's ``major:minor``. Raises StorageFailed."""
+    with durable.storage_errors("looking at", device):
+        found = device.stat().st_rdev
+    return f"{os.major(found)}:{os.minor(found)}"
+
+
 def size_bytes(fd: int) -> int:
     """The size of a device."""
     (size,) = struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))

@@ -1,13 +1,16 @@
 """A volume group as the store uses it: the tools, and what the last report said.
 
 A report takes tens of milliseconds, and the cache asks often. What is asked for is from a report
-that is at most ``FRESH_S`` old and was made after our last change.
+that is at most ``FRESH_S`` old, with what we have changed since: of the making and removing of a
+snapshot it is known what they change, after anything else there is a new report.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import structlog
@@ -29,6 +32,8 @@ class VolumeGroup:
         self._seen: Inventory | None = None
         self._fresh_until = 0.0
         self._changes = 0
+        """Odd while one is being made."""
+        self._looking = Lock()
 
     @property
     def name(self) -> str:
@@ -36,17 +41,27 @@ class VolumeGroup:
 
     def look(self) -> Inventory:
         """What there is now. Raises StorageFailed."""
-        began, changes = time.monotonic(), self._changes
-        self._seen = found = self._tools.inventory()
-        if changes == self._changes:
-            self._fresh_until = began + FRESH_S
+        began_s, changes = time.monotonic(), self._changes
+        found = self._tools.inventory()
+        if changes == self._changes and changes % 2 == 0:
+            self._seen, self._fresh_until = found, began_s + FRESH_S
+        elif self._seen is None:
+            self._seen = found
         return found
 
     def recent(self) -> Inventory:
         """What there was not long ago. Raises StorageFailed only when nothing was ever seen."""
-        seen = self._seen
-        if seen is not None and time.monotonic() < self._fresh_until:
+        seen = self._fresh()
+        if seen is not None:
             return seen
+        with self._looking:
+            return self._fresh() or self._look_again()
+
+    def _fresh(self) -> Inventory | None:
+        return self._seen if time.monotonic() < self._fresh_until else None
+
+    def _look_again(self) -> Inventory:
+        seen = self._seen
         try:
             return self.look()
         except StorageFailed as error:
@@ -57,18 +72,32 @@ class VolumeGroup:
             self._fresh_until = time.monotonic() + FRESH_S
             return seen
 
-    def run(self, tool: str, *arguments: str, issue_discards: bool = False) -> None:
-        """Run a tool that changes something. Raises NoSpace, StorageFailed or ToolMissing."""
+    def run(
+        self,
+        tool: str,
+        *arguments: str,
+        issue_discards: bool = False,
+        then: Callable[[Inventory], Inventory] | None = None,
+    ) -> None:
+        """Run a tool that changes something; ``then``: what it changes, where that is known.
+        Raises NoSpace, StorageFailed or ToolMissing."""
         self._changes += 1
+        known = False
         try:
             self._tools.run(tool, *arguments, issue_discards=issue_discards)
+            if then is not None and self._seen is not None:
+                self._seen = then(self._seen)
+                known = True
         finally:
             self._changes += 1
-            self._fresh_until = 0.0
+            if not known:
+                self._fresh_until = 0.0
 
-    def create(self, *arguments: str, on: str) -> None:
+    def create(
+        self, *arguments: str, on: str, then: Callable[[Inventory], Inventory] | None = None
+    ) -> None:
         """lvcreate, on the group, or on the origin of a snapshot."""
-        self.run("lvcreate", *arguments, on, *self._tools.allocate)
+        self.run("lvcreate", *arguments, on, *self._tools.allocate, then=then)
 
     def extend(self, name: str, by_bytes: int) -> None:
         arguments = ["--size", f"+{by_bytes}b", self.lv(name)]

@@ -29,6 +29,8 @@ from agent.cache.lvm_inventory import (
     Inventory,
     LogicalVolume,
     check_lease,
+    made_snapshot,
+    own_tags,
     tags,
 )
 from agent.cache.snapshots import SnapshotFill
@@ -87,7 +89,7 @@ class LvmInstances:
         """Raises Conflict, NoSpace or StorageFailed, and then leaves nothing behind."""
         name, scratch = COW_PREFIX + check_lease(lease), SCRATCH_PREFIX + lease
         with self._lock:
-            found = self._group.look()
+            found = self._group.recent()
             there = found.find(name)
             if there is not None and there.tag("infohash") == origin.tag("infohash"):
                 return self.of(there)
@@ -115,16 +117,23 @@ class LvmInstances:
             if scratch_bytes:
                 self._zero(scratch)
             with self._lock:
-                said = tags(
-                    lease=lease,
-                    infohash=origin.tag("infohash"),
-                    cow=cow_bytes,
-                    scratch=scratch_bytes,
-                )
+                said: dict[str, str | int] = {
+                    "lease": lease,
+                    "infohash": origin.tag("infohash"),
+                    "cow": cow_bytes,
+                    "scratch": scratch_bytes,
+                }
                 arguments = ["--snapshot", "--name", name, "--size", f"{room_bytes}b"]
                 arguments += ["--chunksize", f"{CHUNK_BYTES}b", "--setactivationskip", "y"]
-                arguments += ["--ignoreactivationskip", "--permission", "rw", *said]
-                self._group.create(*arguments, on=self._group.lv(origin.name))
+                arguments += ["--ignoreactivationskip", "--permission", "rw", *tags(**said)]
+
+                def then(found: Inventory) -> Inventory:
+                    number = blockdev.number(self._group.device(name))
+                    return found.with_volume(
+                        made_snapshot(name, origin.name, room_bytes, own_tags(**said), number)
+                    )
+
+                self._group.create(*arguments, on=self._group.lv(origin.name), then=then)
                 made = self._group.recent().find(name)
         except BaseException:
             with self._lock, suppress(DistribError):
@@ -232,7 +241,12 @@ class LvmInstances:
             gone = GONE_PREFIX + lv.name.removeprefix("distrib-")
             self._group.run("lvrename", self._group.name, lv.name, gone)
         else:
-            self._group.run("lvremove", path, issue_discards=self._wipe == "discard")
+            self._group.run(
+                "lvremove",
+                path,
+                issue_discards=self._wipe == "discard",
+                then=lambda found: found.without_volume(lv),
+            )
 
     def _zero(self, name: str) -> None:
         device = self._group.device(name)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 PREFIX: Final = "distrib-"
@@ -136,6 +136,17 @@ class Inventory:
             or (lv.name.startswith(COW_PREFIX) and not lv.origin)
         )
 
+    def with_volume(self, lv: LogicalVolume) -> Inventory:
+        """The group once a volume was made."""
+        taken = lv.size_bytes // self.extent_bytes
+        return replace(self, lvs=(*self.lvs, lv), free_extents=self.free_extents - taken)
+
+    def without_volume(self, lv: LogicalVolume) -> Inventory:
+        """The group once a volume was removed."""
+        left = tuple(one for one in self.lvs if one.name != lv.name)
+        given = lv.size_bytes // self.extent_bytes
+        return replace(self, lvs=left, free_extents=self.free_extents + given)
+
     def find(self, name: str) -> LogicalVolume | None:
         return next((lv for lv in self.lvs if lv.name == name), None)
 
@@ -207,10 +218,29 @@ def check_lease(lease: str) -> str:
     return lease
 
 
+def made_snapshot(
+    name: str, origin: str, size_bytes: int, said: Collection[str], number: str
+) -> LogicalVolume:
+    """A snapshot as a report would have it right after it was made."""
+    return LogicalVolume(
+        name=name,
+        size_bytes=size_bytes,
+        tags=frozenset(said),
+        attr="swi-a-s---",
+        origin=origin,
+        fill_percent=0.0,
+        number=number,
+    )
+
+
+def own_tags(**values: str | int) -> tuple[str, ...]:
+    """Our mark, and a tag for each value."""
+    return (MARK, *(tag(key, value) for key, value in values.items()))
+
+
 def tags(**values: str | int) -> tuple[str, ...]:
-    """Arguments for lvcreate: our mark, and a tag for each value."""
-    said = [MARK, *(tag(key, value) for key, value in values.items())]
-    return tuple(argument for one in said for argument in ("--addtag", one))
+    """The same as arguments for lvcreate."""
+    return tuple(argument for one in own_tags(**values) for argument in ("--addtag", one))
 
 
 def tag(key: str, value: str | int) -> str:

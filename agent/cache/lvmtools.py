@@ -8,7 +8,9 @@ written decides what is read:
 * no devices file, no hints, no scan of logical volumes, no list of devices from udev;
 * no archive and no backup of metadata (each lease would write one), no dmeventd, no D-Bus.
 
-No shell, locale C, a clean environment, a time limit. LVM's own line is in the error.
+Commands go to LVM's own shell, which is kept running (agent/cache/lvm_shell.py); where that cannot
+be, each is a program of its own. No other shell, locale C, a clean environment, a time limit. LVM's
+own line is in the error.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from agent.cache.lvm_inventory import FIELDS, Inventory, LvmReport, read_inventory
+from agent.cache.lvm_shell import LvmShell, ShellLostError, TooSlowError, udev_runs
 from distrib.errors import ConfigInvalid, NoSpace, StorageFailed, ToolMissing
 
-_UDEV_CONTROL: Final = Path("/run/udev/control")
 _PV_NAME: Final = re.compile(r"/dev/[A-Za-z0-9/_.:+=@-]+")
 _VG_NAME: Final = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+-]*")
 _VG_NAME_MAX: Final = 40  # device-mapper names end at 127 characters, "-" counts twice
@@ -42,6 +44,9 @@ _FULL: Final = re.compile(
     re.IGNORECASE,
 )
 _INTERRUPT_GRACE_S: Final = 10.0
+_ASKING: Final = frozenset({"pvs", "vgs"})
+_SHELL: Final = LvmShell()
+"""One for the process: each command says by itself which volume group it is about."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class LvmTools:
     pvs: tuple[str, ...]
     allocate: tuple[str, ...] = ()
     timeout_s: float = 60.0
+    shell: LvmShell = field(default=_SHELL, repr=False, compare=False)
 
     @classmethod
     def open(cls, vg: str, allocate: Sequence[Path] = (), *, timeout_s: float = 60.0) -> LvmTools:
@@ -124,9 +130,52 @@ class LvmTools:
 
     def _call(self, command: Sequence[str], config: str) -> str:
         tool, *rest = command
+        arguments = [tool, "--config", config, *rest]
+        try:
+            ok, output, errors = self._by_shell(arguments) or self._by_program(arguments)
+        except (TooSlowError, subprocess.TimeoutExpired):
+            raise StorageFailed(
+                f"{tool} took more than {self.timeout_s:g} s: another command holds volume "
+                f"group {self.vg}, or its disk does not answer",
+                hint=f"see `lsof /run/lock/lvm/V_{self.vg}` and the kernel's log",
+                path=f"/dev/{self.vg}",
+            ) from None
+        if ok:
+            return output
+        line = own_line(errors)
+        if _FULL.search(line):
+            raise NoSpace(
+                f"{tool}: {line}", hint=f"see `vgs {self.vg}`", path=f"/dev/{self.vg}", free_bytes=0
+            )
+        raise StorageFailed(
+            f"{tool}: {line or 'failed, and did not say why'}",
+            hint=f"see `vgs {self.vg}`, `lvs -a {self.vg}` and the kernel's log",
+            path=f"/dev/{self.vg}",
+        )
+
+    def _by_shell(self, arguments: Sequence[str]) -> tuple[bool, str, str] | None:
+        asking = arguments[0] in _ASKING
+        try:
+            answer = self.shell.ask(
+                arguments,
+                changes=not asking,
+                environment=_ENVIRONMENT,
+                timeout_s=self.timeout_s,
+            )
+        except ShellLostError as error:
+            if asking:
+                return None
+            raise StorageFailed(
+                f"{arguments[0]}: LVM's shell was lost in the middle of it: {error}",
+                hint=f"see `lvs -a {self.vg}` and the kernel's log",
+                path=f"/dev/{self.vg}",
+            ) from error
+        return (answer.ok, answer.report, answer.errors) if answer else None
+
+    def _by_program(self, arguments: Sequence[str]) -> tuple[bool, str, str]:
         try:
             process = subprocess.Popen(
-                ["lvm", tool, "--config", config, *rest],
+                ["lvm", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -143,24 +192,8 @@ class LvmTools:
                 output, errors = process.communicate(timeout=self.timeout_s)
             except subprocess.TimeoutExpired:
                 self._interrupt(process)
-                raise StorageFailed(
-                    f"{tool} took more than {self.timeout_s:g} s: another command holds volume "
-                    f"group {self.vg}, or its disk does not answer",
-                    hint=f"see `lsof /run/lock/lvm/V_{self.vg}` and the kernel's log",
-                    path=f"/dev/{self.vg}",
-                ) from None
-        if process.returncode == 0:
-            return output
-        line = own_line(errors)
-        if _FULL.search(line):
-            raise NoSpace(
-                f"{tool}: {line}", hint=f"see `vgs {self.vg}`", path=f"/dev/{self.vg}", free_bytes=0
-            )
-        raise StorageFailed(
-            f"{tool}: {line or f'ended with {process.returncode}'}",
-            hint=f"see `vgs {self.vg}`, `lvs -a {self.vg}` and the kernel's log",
-            path=f"/dev/{self.vg}",
-        )
+                raise
+        return process.returncode == 0, output, errors
 
     @staticmethod
     def _interrupt(process: subprocess.Popen[str]) -> None:
@@ -215,7 +248,7 @@ def _filter(accept: Sequence[str], *, last: Sequence[str]) -> str:
 
 
 def _config(filter_: str, *, issue_discards: bool) -> str:
-    udev = int(_UDEV_CONTROL.exists())
+    udev = int(udev_runs())
     return (
         f"devices {{ filter={filter_} use_devicesfile=0 scan_lvs=0 hints=none"
         " obtain_device_list_from_udev=0 external_device_info_source=none"
