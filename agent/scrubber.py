@@ -119,14 +119,15 @@ class Scrubber:
             return
         with ThreadPoolExecutor(1, "scrub", initializer=_be_idle) as thread:
             while True:
+                rest_s = LOOK_AGAIN_S
                 try:
-                    await self.look(thread)
+                    rest_s = min(rest_s, await self.look(thread))
                 except DistribError as error:
                     log.warning("scrub-put-off", code=error.code, why=error.message)
-                await self._sleep(LOOK_AGAIN_S)
+                await self._sleep(rest_s)
 
-    async def look(self, thread: ThreadPoolExecutor | None = None) -> None:
-        """Read again all that is due now, one after another."""
+    async def look(self, thread: ThreadPoolExecutor | None = None) -> float:
+        """Read again all that is due now, one after another; seconds until the next is due."""
         passed: set[str] = set()
         while True:
             sealed = await asyncio.to_thread(self._sealed)
@@ -136,10 +137,11 @@ class Scrubber:
                 map(self._subject, mine.values()), node=self._node, every_s=self._every_s
             )
             if subject is None:
-                return
+                return LOOK_AGAIN_S
             due = due_at(subject, node=self._node, every_s=self._every_s)
-            if not subject.piece and due > self._clock():
-                return
+            left_s = (due - self._clock()).total_seconds()
+            if not subject.piece and left_s > 0:
+                return left_s
             passed.add(subject.infohash)
             await self._pass(mine[subject.infohash], thread)
 

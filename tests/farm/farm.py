@@ -74,6 +74,7 @@ class Node:
             | settings.get("swarm", {}),
             "trust": {"ca_directory": str(farm.pki / "site" / "trust")} | settings.get("trust", {}),
             "launch": settings.get("launch", {}),
+            "scrub": settings.get("scrub", {}),
         }
         self._config.write_text(_toml(merged), "utf-8")
 

@@ -10,14 +10,16 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cache.conftest import devices
 from tests.delta.node import MIB, PIECE, UUID, edited, publish
 from tests.faults.rounds import RATE_BPS, Rounds
-from tests.faults.victim import Site, Victim
+from tests.faults.victim import LvmVictim, Site, Victim
 from tests.pull.conftest import Published
+from tests.uml.disks import volume_group
 
 __all__ = ["devices"]
 
@@ -47,11 +49,12 @@ def rounds(site: Site, tmp_path: Path) -> Iterator[Callable[..., Rounds]]:
     with ExitStack() as stack:
         sent = stack.enter_context(site.seeding(SEEDER_PORT, RATE_BPS))
 
-        def make(**cache: object) -> Rounds:
+        def make(kind: type[Victim] = Victim, **cache: Any) -> Rounds:
             seed = random.randrange(1 << 32)
             print(f"seed {seed}")
-            victim = Victim(
-                tmp_path / "node", site, address="127.0.12.2", port=PORT, cache=dict(cache)
+            more = {"vg": cache["lvm"]["vg"]} if kind is LvmVictim else {}
+            victim = kind(
+                tmp_path / "node", site, address="127.0.12.2", port=PORT, cache=cache, **more
             )
             stack.callback(victim.stop)
             made = Rounds(victim, sent, random.Random(seed))
@@ -76,3 +79,17 @@ def test_an_agent_with_devices_is_killed_again_and_again(
 ) -> None:
     pool = [str(device) for device in devices(5 * MIB, 5 * MIB)]
     rounds(store="device", devices=pool, capacity_bytes=24 * MIB, cow_bytes=MIB).run(count)
+
+
+@pytest.mark.uml
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=LONG)])
+def test_an_agent_with_a_volume_group_is_killed_again_and_again(
+    rounds: Callable[..., Rounds], count: int
+) -> None:
+    with volume_group() as vg:
+        lvm = {"vg": vg, "capacity_bytes": 20 * MIB}
+        made = rounds(LvmVictim, store="lvm", lvm=lvm, cow_bytes=MIB)
+        try:
+            made.run(count)
+        finally:
+            made.victim.stop()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -16,91 +15,28 @@ import pytest
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.holders import holder_of_pid
-from agent.cache.records import VolumeRecord
 from agent.rereading import Rereading
 from agent.scrub import Pace, Subject, due_at, next_subject
-from agent.scrubber import LOOK_AGAIN_S, Scrubber
-from agent.settings import ScrubSettings
-from distrib.bus.messages import Peer, State
+from agent.scrubber import LOOK_AGAIN_S
+from distrib.bus.messages import State
 from distrib.errors import Conflict
 from distrib.swarm.pieces import piece_hashes
 from tests.cache.conftest import devices, file_system
 from tests.delta.node import MIB, PIECE, Node, publish
 from tests.faults.disks import flip_below_a_file, flip_on_a_disk
-from tests.pull.conftest import Published, seeding
+from tests.faults.scrubbing import DAY_S, Scrubbing, holding
+from tests.pull.conftest import Published
 
 __all__ = ["devices", "file_system"]
 
 SIZE = 4 * MIB + 5000
 BAD = 41
-DAY_S = 86400.0
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-class Time:
-    """A clock that moves by what was slept."""
-
-    def __init__(self) -> None:
-        self.s = 0.0
-        self.slept: list[float] = []
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + timedelta(seconds=self.s)
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.s += seconds
-        await asyncio.sleep(0)
-
-
-class Scrubbing:
-    """A node with a scrubber whose time is the test's."""
-
-    def __init__(self, node: Node, *, rate_bps: int = 1_000_000, state: Path | None = None) -> None:
-        self.node = node
-        self.time = Time()
-        self.found: list[tuple[str, str]] = []
-        self.busy = False
-        self.scrubber = Scrubber(
-            node.cache,
-            node.torrents,
-            state or node.directory,
-            settings=ScrubSettings(every_days=10, rate_bps=rate_bps),
-            node="wn001",
-            busy=lambda: self.busy,
-            on_bad=self.on_bad,
-            clock=self.time.now,
-            now_s=lambda: self.time.s,
-            sleep=self.sleep,
-        )
-        self.on_sleep: Callable[[], None] = lambda: None
-
-    async def sleep(self, seconds: float) -> None:
-        self.on_sleep()
-        await self.time.sleep(seconds)
-
-    async def on_bad(self, record: VolumeRecord, text: str) -> None:
-        self.found.append((record.infohash, text))
-        await asyncio.to_thread(self.node.cache.mark_damaged, record.infohash, text)
-
-    async def in_days(self, days: float) -> None:
-        self.time.s += days * DAY_S
-        await self.scrubber.look()
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     return publish(tmp_path_factory.mktemp("scrubbed") / "image", os.urandom(SIZE))
-
-
-@asynccontextmanager
-async def holding(node: Node, published: Published) -> AsyncIterator[Peer]:
-    """The node has pulled the image; gives the seeder."""
-    async with seeding(published) as seeder, node.running():
-        store = node.stores[0].name
-        record = await node.pull(published, "1.0", (seeder,), store=store)
-        assert record.state is State.READY, record.text
-        yield seeder
 
 
 @pytest.fixture(params=["file", "device"])

@@ -34,6 +34,7 @@ from distrib.trust.testpki import Authority, Role
 from tests.farm.farm import _toml
 from tests.farm.process import BIN, ROOT, Daemon, eventually
 from tests.pull.conftest import Published
+from tests.uml.disks import NO_UDEV, run
 
 NODE = "wn1"
 ORIGIN = Origin("0d4b3b8e-54f0-4a53-8a6e-0a4f1a6a2c01", "1", "/CN=e", "/CN=ca", "0" * 128, 1)
@@ -250,6 +251,10 @@ class Victim:
             total += told["cow_bytes"] + told["scratch_bytes"]
         return total
 
+    def loops_of(self, leases: Iterable[dict[str, Any]]) -> int:
+        """How many loop devices the leases should have."""
+        return sum(one["block"] for one in leases)
+
     def loops(self) -> set[str]:
         """Files of this node that loop devices are on."""
         told = subprocess.run(
@@ -272,6 +277,35 @@ class Victim:
                     with suppress(FileNotFoundError):
                         found.add((path, path.stat().st_ino))
         return found
+
+
+class LvmVictim(Victim):
+    """The same over a volume group: volumes and instances are what LVM says."""
+
+    def __init__(self, *arguments: Any, vg: str, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._vg = vg
+
+    def instances(self) -> set[str]:
+        return {
+            name.removeprefix("distrib-cow-")
+            for name in self._volumes()
+            if name.startswith("distrib-cow-")
+        }
+
+    def accounted_bytes(self) -> int:
+        return sum(self._volumes().values())
+
+    def loops_of(self, leases: Iterable[dict[str, Any]]) -> int:
+        return 0
+
+    def _volumes(self) -> dict[str, int]:
+        """All of the group with the room that they take."""
+        told = run(
+            "lvs", "--noheadings", "--units", "b", "--nosuffix", "--config", NO_UDEV,
+            "-o", "lv_name,lv_size", "--reportformat", "json", self._vg,
+        ).stdout  # fmt: skip
+        return {one["lv_name"]: int(one["lv_size"]) for one in json.loads(told)["report"][0]["lv"]}
 
 
 def _entry(name: str, published: Published) -> SiteImage:
