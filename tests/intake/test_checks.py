@@ -96,6 +96,37 @@ def test_links_are_followed_within_the_image_only(tmp_path: Path) -> None:
     assert findings["authorized-keys"].outcome is not Outcome.PASS
 
 
+def test_a_link_out_of_its_file_system_is_not_passed_over(tmp_path: Path) -> None:
+    files = {name: file for name, file in CLEAN.items() if not name.startswith("etc/")}
+    root = ext4(tmp_path / "root.img", files | {"etc": Path("/data/config")})
+    data = ext4(tmp_path / "data.img", {"config/shadow": b"root:" + HASH + b":1::::::\n"})
+    decoy = ext4(tmp_path / "decoy.img", CLEAN)
+
+    findings = look(partitioned(tmp_path / "disk.raw", root, data, decoy))
+
+    assert findings["shadow-passwords"].outcome is Outcome.NOT_INSPECTED
+    assert "/etc is a link that leads to nothing here" in findings["shadow-passwords"].text
+
+
+def test_what_is_not_there_behind_a_link_is_just_not_there(tmp_path: Path) -> None:
+    passwd = b"root:x:0:0:root:/root:/bin/sh\nsshd:x:7:7::/var/run/sshd:/bin/false\n"
+    files = CLEAN | {"etc/passwd": passwd, "var/run": Path("../run"), "run/lock/none": b""}
+    root = ext4(tmp_path / "root.img", files)
+
+    assert outcomes(look(partitioned(tmp_path / "disk.raw", root))) == {"pass"}
+
+
+def test_a_home_on_another_partition_is_looked_into(tmp_path: Path) -> None:
+    passwd = b"root:x:0:0:root:/root:/bin/sh\neve:x:7:7::/srv/users/staff/eve:/bin/sh\n"
+    root = ext4(tmp_path / "root.img", CLEAN | {"etc/passwd": passwd})
+    users = ext4(tmp_path / "users.img", {"staff/eve/.ssh/authorized_keys": SSH_KEY})
+
+    findings = look(partitioned(tmp_path / "disk.raw", root, users))
+
+    assert findings["authorized-keys"].outcome is Outcome.FAIL
+    assert "partition 2 (ext): /staff/eve/.ssh/authorized_keys" in findings["authorized-keys"].text
+
+
 def test_names_in_an_image_do_nothing_to_a_terminal(tmp_path: Path) -> None:
     nasty = "ssh_host_\x1b[2J\n\u202ekey"
     root = ext4(tmp_path / "root.img", CLEAN | {f"etc/ssh/{nasty}": b"x", "home/-rf *;$(id)`": b""})

@@ -70,8 +70,12 @@ class Tree:
         self._folders: dict[str, Sequence[Entry]] = {}
 
     async def find(self, path: str) -> Entry | None:
-        """What the path leads to; None where there is nothing."""
-        return await self._walk(path, LINKS_MAX)
+        """What the path leads to; None where there is nothing.
+
+        Raises NotReadable for a link that leads to nothing here: in a guest something may be
+        mounted there.
+        """
+        return await self._walk(path)
 
     async def entries(self, path: str) -> Sequence[Entry]:
         """What is in a folder; nothing where it is none."""
@@ -89,18 +93,22 @@ class Tree:
             raise NotReadable(f"{path} has {found.size_bytes} bytes")
         return await self.reader.content(found)
 
-    async def _walk(self, path: str, links_left: int) -> Entry | None:
+    async def _walk(self, path: str) -> Entry | None:
+        links_left = LINKS_MAX
         here = [await self.reader.root()]
         parts = [part for part in path.split("/") if part not in {"", "."}]
+        of_links = 0
         while parts:
-            part = parts.pop(0)
+            part, within_link, of_links = parts.pop(0), of_links > 0, max(0, of_links - 1)
             if part == "..":
                 here = here[:-1] or here
                 continue
-            if here[-1].kind is not Kind.FOLDER:
-                return None
-            found = self._named(part, await self._list(here[-1]))
+            found = None
+            if here[-1].kind is Kind.FOLDER:
+                found = self._named(part, await self._list(here[-1]))
             if found is None:
+                if within_link:
+                    raise NotReadable(f"{path} is a link that leads to nothing here")
                 return None
             if found.kind is not Kind.LINK:
                 here.append(found)
@@ -109,7 +117,8 @@ class Tree:
                 raise NotReadable(f"{path}: more than {LINKS_MAX} links")
             links_left -= 1
             target = await self.reader.target(found)
-            parts = [word for word in target.split("/") if word not in {"", "."}] + parts
+            words = [word for word in target.split("/") if word not in {"", "."}]
+            parts, of_links = words + parts, of_links + len(words)
             here = here[:1] if target.startswith("/") else here
         return here[-1]
 
