@@ -15,10 +15,10 @@ import os
 import re
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -134,7 +134,9 @@ class Download:
     ) -> AsyncIterator[tuple[int, str, AsyncIterator[bytes]]]:
         """(offset from which it comes, the server's name of it, the bytes)."""
         if urlsplit(row.source).scheme == "file":
-            with _local(row.source, self.file_roots).open("rb") as file:
+            # In a thread: its file system may be slow, or gone.
+            file = await asyncio.to_thread(_local, row.source, self.file_roots)
+            with file:
                 yield 0, "", _chunks_of(file.fileno(), row)
             return
         headers = {}
@@ -145,7 +147,16 @@ class Download:
         # Reading the CAs of a system takes tens of milliseconds.
         client = await asyncio.to_thread(web_client, ca_file=access.ca_file)
         auth = access.auth_for(row.source)
-        async with client, opened(client, row.source, auth=auth, headers=headers) as response:
+        async with client, AsyncExitStack() as stack:
+            answer = opened(client, row.source, auth=auth, headers=headers)
+            try:
+                async with asyncio.timeout(BATCH_S):
+                    response = await stack.enter_async_context(answer)
+            except TimeoutError:
+                raise TimedOut(
+                    f"{row.source}: no answer in {BATCH_S:g} s",
+                    hint="is the server overloaded, or the line?",
+                ) from None
             start, name = _begins(row, response, have_bytes, note)
             yield start, name, response.aiter_raw(_BATCH_BYTES)
 
@@ -242,8 +253,8 @@ async def _next(chunks: AsyncIterator[bytes], row: Image) -> bytes | None:
         ) from None
 
 
-def _local(url: str, roots: tuple[Path, ...]) -> Path:
-    """The file that a ``file:`` URL names, in one of the folders that the site allows."""
+def _local(url: str, roots: tuple[Path, ...]) -> BinaryIO:
+    """The file that a ``file:`` URL names, in one of the folders that the site allows; opened."""
     parts = urlsplit(url)
     given = Path(unquote(parts.path))
     if parts.netloc not in {"", "localhost"} or "\0" in str(given) or not given.is_absolute():
@@ -251,16 +262,18 @@ def _local(url: str, roots: tuple[Path, ...]) -> Path:
     try:
         path = given.resolve(strict=True)
         allowed = any(path.is_relative_to(root.resolve()) for root in roots)
-        regular = allowed and stat.S_ISREG(path.stat().st_mode)
+        if not allowed:
+            raise Forbidden(
+                f"{given}: images are not taken from there", hint="setting intake.file_roots"
+            )
+        # Not blocking, no link: what is there now need not be what was resolved.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise NotFound(f"{given}: {error.strerror}", hint="a path on the head") from None
-    if not allowed:
-        raise Forbidden(
-            f"{given}: images are not taken from there", hint="setting intake.file_roots"
-        )
-    if not regular:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise ConfigInvalid(f"{given} is no regular file", hint="name an image file")
-    return path
+    return os.fdopen(descriptor, "rb")
 
 
 async def _chunks_of(descriptor: int, row: Image) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ class Commands(LazyGroup):
     """All commands of ``distrib``, in the order in which they are used."""
 
     commands_by_name: ClassVar[Mapping[str, Lazy]] = {
-        "list": Lazy("distrib.cli.lists", "lists", "Image lists: sign, verify."),
+        "list": Lazy("distrib.cli.lists", "lists", "Image lists: sign, verify, subscribe."),
         "image": Lazy("distrib.cli.image", "image", "Images: add, approve, deny, name."),
         "endorser": Lazy("distrib.cli.endorser", "endorser", "Who may sign which image list."),
         "node": Lazy("distrib.cli.node", "node", "The inventory of worker nodes."),

@@ -159,6 +159,18 @@ def test_a_server_that_drips_is_given_up(site: Site, monkeypatch: pytest.MonkeyP
     assert site.collect().fault["code"] == "timed-out"
 
 
+def test_a_server_that_drips_its_headers_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.settings["attempts"] = 1
+    monkeypatch.setattr(download, "BATCH_S", 0.5)
+    site.server.answers["/worker"] = lambda _request: site.server.drip(b"HTTP/1.1 200 OK\r\nX: ")
+    site.announce(CONTENT)
+    fault = site.collect().fault
+    assert fault["code"] == "timed-out"
+    assert "no answer in 0.5 s" in fault["message"]
+
+
 def test_the_token_of_the_list_is_for_its_host_only(site: Site) -> None:
     site.server.answers["/worker"] = Shelf(CONTENT, auth="site:token")
     site.announce(CONTENT)
@@ -182,6 +194,11 @@ def test_files_of_the_head_are_taken_from_folders_that_are_allowed(
     for outside in ("private.raw", "shared/../private.raw", "shared/out.raw"):
         site.announce(CONTENT, uri=f"file://{tmp_path}/{outside}")
         assert site.collect().fault["code"] == "forbidden", outside
+
+    os.mkfifo(shared / "pipe")
+    for other in ("pipe", "."):
+        site.announce(CONTENT, uri=f"file://{shared}/{other}")
+        assert site.collect().fault["code"] == "config-invalid", other
 
     site.announce(CONTENT, uri=f"file://{shared}/worker.raw")
     assert site.collect().state == "quarantined"
