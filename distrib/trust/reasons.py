@@ -71,7 +71,7 @@ TIME_CODES = frozenset(
 )
 
 
-_SIGN_AGAIN = "the endorser signs it again, with SHA-256 or better and one key"
+_SIGN_AGAIN = "sign again: nothing weaker than SHA-256, in the certificates too"
 _ENDORSER = "ask the endorser to correct it"
 _DATES = "ask the endorser for a newer one; is the clock here right?"
 _CRL = "fetch the CRLs again (fetch-crl); they lie as HASH.r0 in the trust directory"
@@ -88,7 +88,7 @@ REMEDIES: Final[Mapping[ReasonCode, str]] = {
     ReasonCode.SIGNATURE_INVALID: "fetch it again: it was changed after it was signed",
     ReasonCode.SIGNATURE_SHA1: "sha1_endorsers in client.toml, or --allow-sha1-endorser, allows it",
     ReasonCode.CHAIN_UNTRUSTED: "put the CA into the trust directory, if you trust it",
-    ReasonCode.CERTIFICATE_EXPIRED: "the certificate is renewed, and it is signed again",
+    ReasonCode.CERTIFICATE_EXPIRED: "renew the certificate, then sign again",
     ReasonCode.CERTIFICATE_NOT_YET_VALID: "is the clock here right?",
     ReasonCode.CERTIFICATE_REVOKED: "believe nothing of it; ask the endorser what happened",
     ReasonCode.KEY_USAGE: "the endorser needs a certificate that may sign (digitalSignature)",
