@@ -49,6 +49,11 @@ from distrib.trust.sitelist import ImageRef, SiteImage, SiteList, parse_image_re
 
 log = structlog.get_logger(__name__)
 
+_MAKERS = 2
+"""So many instances are made at a time, in the order of asking: while one waits for the disk the
+other works, and more would only be in each other's way. As many again of those that take as long
+as the disk needs to write all of them: nobody waits behind these."""
+
 
 class _Args(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -106,6 +111,7 @@ class Operations:
         self._reporter = reporter
         self._clock = clock
         self._giving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._quick, self._slow = asyncio.Semaphore(_MAKERS), asyncio.Semaphore(_MAKERS)
         self.table: dict[str, Operation] = {
             "status": self._status,
             "leases": self._leases,
@@ -261,7 +267,9 @@ class Operations:
         # One at a time of each user: parallel requests count each other. Nobody counts those of
         # an administrator.
         turn = contextlib.nullcontext() if caller.admin else self._giving[caller.user]
-        async with turn:
+        if block is None:
+            block = self._settings.cache.expose == "loop"
+        async with turn, self._slow if scratch_bytes or block else self._quick:
             record = await self._allowed(caller, image_ref)
             leases = await asyncio.to_thread(self._cache.leases)
             held = sum(lease.user == caller.user for lease in leases)
@@ -279,7 +287,7 @@ class Operations:
                     cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
                     scratch_bytes=scratch_bytes,
                     owner_uid=owner_uid,
-                    block=self._settings.cache.expose == "loop" if block is None else block,
+                    block=block,
                 )
             )
             try:

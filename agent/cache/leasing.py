@@ -21,7 +21,7 @@ from agent.cache.leases import Lease, new_lease_id
 from agent.cache.ledger import Ledger
 from agent.cache.records import TEXT_MAX, VolumeRecord
 from agent.cache.room import Room
-from agent.cache.store import BlockInstances, Store
+from agent.cache.store import BlockInstances, Store, Volume
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import Conflict, DistribError, NotFound, NotReady, Revoked
 
@@ -65,9 +65,8 @@ class Leasing:
     ) -> Lease:
         """See ``Cache.lease``."""
         with self._lock:
-            record = self._leasable(infohash)
-            store, volume = self._stores[record.store], self._room.volume(record)
-            assert volume is not None  # noqa: S101 - it is leasable
+            record, volume = self._leasable(infohash)
+            store = self._stores[record.store]
             if not store.volume_per_device:
                 need_bytes = cow_bytes + scratch_bytes
                 whose = f"a lease of {record.image} by {user}"
@@ -153,7 +152,7 @@ class Leasing:
         self._mend(record.infohash)
         return self._ledger.known(record.infohash)
 
-    def _leasable(self, infohash: str) -> VolumeRecord:
+    def _leasable(self, infohash: str) -> tuple[VolumeRecord, Volume]:
         record = self._ledger.known(infohash)
         if record.state is State.BLOCKED or record.reason is NodeReason.REVOKED:
             raise Revoked(
@@ -176,7 +175,7 @@ class Leasing:
                 image=record.image,
                 state=str(record.state),
             )
-        return record
+        return record, volume
 
     def _mend(self, infohash: str) -> None:
         """Repair what is marked as damaged, when nothing stands on it any more."""
