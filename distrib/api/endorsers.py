@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from distrib.api.access import Admin, Use, Viewer
-from distrib.api.body import Body
+from distrib.api.body import Body, RowNumber
 from distrib.api.views import endorser_view
 
 router = APIRouter(tags=["endorsers"])
@@ -49,7 +49,7 @@ def add(body: EndorserEntry, services: Use, actor: Admin) -> dict[str, Any]:
 
 
 @router.delete("/endorsers/{endorser_id}")
-def remove(endorser_id: int, services: Use, actor: Admin) -> dict[str, Any]:
+def remove(endorser_id: RowNumber, services: Use, actor: Admin) -> dict[str, Any]:
     """No list of this endorser is accepted any more."""
     services.catalogue.endorsers.remove(endorser_id, actor=actor.name)
     return {"removed": endorser_id}

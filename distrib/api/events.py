@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from distrib.api.access import Admin, Use, Viewer
-from distrib.api.body import Body
+from distrib.api.body import Body, RowNumber
 from distrib.api.views import time_text
 from distrib.db.intake_models import DeliveryState, Event, EventDelivery
 from distrib.db.outbox import EventType
@@ -43,7 +43,7 @@ def events(
 
 
 @router.get("/events/{number}")
-def event(number: int, services: Use, _actor: Viewer) -> dict[str, Any]:
+def event(number: RowNumber, services: Use, _actor: Viewer) -> dict[str, Any]:
     """One event with its variables and the last output of its handlers."""
     with services.database.reading() as session:
         found, deliveries = show_event(session, number)
@@ -51,7 +51,7 @@ def event(number: int, services: Use, _actor: Viewer) -> dict[str, Any]:
 
 
 @router.post("/events/{number}/retry")
-def retry_event(number: int, body: Retry, services: Use, actor: Admin) -> dict[str, Any]:
+def retry_event(number: RowNumber, body: Retry, services: Use, actor: Admin) -> dict[str, Any]:
     """Queue again what was given up; what waits is tried at once."""
     with services.database.transaction() as session:
         found, deliveries = retry(

@@ -125,6 +125,13 @@ class Guard:
             await answer_of(_BUG)(scope, receive, send)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_text(scope["path"]) or b"%00" in scope["query_string"]:
+            error: DistribError = OperatorError(
+                "the request names something with a NUL in it, or with bytes that are no UTF-8",
+                hint="names are text",
+            )
+            await answer_of(error)(scope, receive, send)
+            return
         limit_bytes = self._limits.of(scope["method"], scope["path"])
         if limit_bytes is None:
             await self._app(scope, receive, send)
@@ -147,6 +154,15 @@ class Guard:
             return message
 
         await self._app(scope, receiving, send)
+
+
+def _is_text(path: str) -> bool:
+    """Whether a database could keep it: no NUL, and no half of a surrogate pair."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in path
 
 
 class BodyLimits:

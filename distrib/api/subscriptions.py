@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from distrib.api.access import Admin, Operator, Use, Viewer
-from distrib.api.body import Body
+from distrib.api.body import Body, RowNumber
 from distrib.api.services import Services
 from distrib.api.views import time_text
 from distrib.catalogue.schedule import age, is_stale
@@ -57,7 +57,7 @@ def list_subscriptions(services: Use, _actor: Viewer) -> dict[str, Any]:
 
 
 @router.get("/subscriptions/{subscription_id}")
-def show(subscription_id: int, services: Use, _actor: Viewer) -> dict[str, Any]:
+def show(subscription_id: RowNumber, services: Use, _actor: Viewer) -> dict[str, Any]:
     """One, with the images of its list."""
     return _one(services, services.catalogue.subscriptions.get(subscription_id))
 
@@ -83,14 +83,14 @@ async def subscribe(body: SubscriptionRequest, services: Use, actor: Admin) -> d
 
 
 @router.delete("/subscriptions/{subscription_id}")
-def unsubscribe(subscription_id: int, services: Use, actor: Admin) -> dict[str, Any]:
+def unsubscribe(subscription_id: RowNumber, services: Use, actor: Admin) -> dict[str, Any]:
     """Follow it no more."""
     services.catalogue.subscriptions.remove(subscription_id, actor=actor.name)
     return {"removed": subscription_id}
 
 
 @router.post("/subscriptions/{subscription_id}/poll")
-async def poll(subscription_id: int, services: Use, actor: Operator) -> dict[str, Any]:
+async def poll(subscription_id: RowNumber, services: Use, actor: Operator) -> dict[str, Any]:
     """Poll now, and wait; ``outcome`` says how it ended, also where it failed."""
     row = await services.catalogue.schedule.poll(subscription_id, actor=actor.name)
     return await asyncio.to_thread(_one, services, row)

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from distrib.api.access import Admin, Use
 from distrib.api.bearer import issue_token, revoke_token
-from distrib.api.body import Body
+from distrib.api.body import Body, RowNumber
 from distrib.api.views import token_view
 from distrib.db.models import Role, Token
 
@@ -52,7 +52,7 @@ def create(body: TokenRequest, services: Use, actor: Admin) -> dict[str, Any]:
 
 
 @router.delete("/tokens/{token_id}")
-def revoke(token_id: int, services: Use, actor: Admin) -> dict[str, Any]:
+def revoke(token_id: RowNumber, services: Use, actor: Admin) -> dict[str, Any]:
     """The token is worth nothing from now on."""
     with services.database.transaction() as session:
         revoke_token(session, token_id, now=services.clock(), actor=actor.name)
