@@ -255,4 +255,9 @@ def _password(user: str | None, file: Path | None) -> str | None:
             raise ConfigInvalid(f"{file}: {error}", hint="a file with the password alone") from None
     if os.environ.get(PASSWORD_VARIABLE):
         return os.environ[PASSWORD_VARIABLE]
+    if not sys.stdin.isatty():
+        raise OperatorError(
+            f"no password for {user}, and no terminal to ask for it",
+            hint=f"--password-file, or {PASSWORD_VARIABLE} in the environment",
+        )
     return str(click.prompt(f"Password of {user}", hide_input=True, err=True))

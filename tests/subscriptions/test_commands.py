@@ -171,6 +171,8 @@ def test_the_password_comes_from_the_environment_or_a_file_and_is_not_shown(
     assert all("token" in out and "x-oauth-basic" not in out for out in outputs)
     monkeypatch.delenv("DISTRIB_PASSWORD")
     run("list", "unsubscribe", 1)
+    status, _, err = subscribe("--user", "token")
+    assert (status, "no terminal to ask for it (--password-file" in err) == (2, True)
     file = tmp_path / "password"
     file.write_text("wrong\n")
     assert subscribe("--user", "token", "--password-file", file)[0] == 0
