@@ -21,7 +21,7 @@ from distrib.errors import DistribError
 from tests.farm.process import eventually
 from tests.faults.victim import Victim
 
-RATE_BPS = 8 << 20
+RATE_BPS = 3 << 20
 COW, SCRATCH = 1 << 20, 64 << 10
 
 TAIL_MAX_BYTES = RATE_BPS + (2 << 20)
@@ -68,12 +68,12 @@ class Rounds:
             _until(self.chance.choice(aims))
             time.sleep(self.chance.choice((0, 0, 0.003, 0.02)))
         else:
-            time.sleep(self.chance.random() * 0.8)
+            time.sleep(self.chance.random())
         victim.kill()
         self.done[name] += 1
         self._count_tails(desired, noted, before, states)
         for job in list(self.jobs):
-            if self.chance.random() < 0.25:
+            if self.chance.random() < 0.15:
                 self._end(job)
         print(f"{name} {'aimed' if aimed else 'random'}: {victim.records().values()}", flush=True)
 
@@ -145,7 +145,7 @@ class Rounds:
         kinds = ["pull"] * (3 if missing else 0)
         kinds += ["lease"] * (2 if ready else 0)
         kinds += ["release"] * (2 if self.jobs else 0)
-        kinds += ["evict"] * (len(ready) if len(ready) > 1 else 0)
+        kinds += ["evict"] * len(ready)
         kind = chance.choice(kinds)
         if chance.random() < 0.8:
             kind = min(kinds, key=lambda one: self.done[one])  # each has its turn

@@ -135,9 +135,6 @@ class Victim:
         for where in (directory, self.state, self.state / "torrents"):
             where.mkdir()
         (self.state / "site-list.smime").write_bytes(site.site_list)
-        for one in site.images.values():
-            torrents = self.state / "torrents"
-            (torrents / f"{one.info.infohash}.info").write_bytes(one.raw_info)
         root = site.authority.directory
         settings = {
             "node": NODE,
@@ -163,6 +160,11 @@ class Victim:
     def start(self, desired: Iterable[str]) -> None:
         """With what the site desires from now on."""
         (self.state / "desired.json").write_bytes(self.site.desired(desired))
+        for one in self.site.images.values():
+            # An image that was evicted took its torrent along; the bus would bring it again.
+            torrent = self.state / "torrents" / f"{one.info.infohash}.info"
+            if not torrent.exists():
+                torrent.write_bytes(one.raw_info)
         self.agent = Daemon(
             [str(BIN / "distrib-agent"), "run", "--config", str(self._config)],
             log=self.directory / "agent.log",
