@@ -202,6 +202,8 @@ class Seeder:
             online=online,
             address=swarm.announce or swarm.address,
             port=self._port,
+            # The default is a size of buffers, not what anybody knows of the link.
+            link_bps=swarm.link_bps if "link_bps" in swarm.model_fields_set else 0,
             infohashes=tuple(sorted(self._seeding)),
             sent_at=datetime.now(UTC),
         )

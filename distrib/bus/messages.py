@@ -50,6 +50,7 @@ VersionText = Annotated[
     str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z][\w.,/+~-]*$")
 ]
 Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, Field(max_length=1000)]
 Token = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.:@+-]+$")]
 
@@ -116,7 +117,7 @@ class Peer(Model):
 
     node: NodeName
     address: Annotated[str, Field(max_length=45)]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Port
 
 
 Peers = Annotated[tuple[Peer, ...], Field(max_length=256)]
@@ -130,6 +131,7 @@ class Presence(Message):
     agent_version: Text = ""
     boot_id: Text = ""
     swarm_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    stripe_ports: Annotated[tuple[Port, ...], Field(max_length=2)] = ()
     cache_bytes: Bytes = 0
     cache_used_bytes: Bytes = 0
     sent_at: Time | None = None
@@ -142,6 +144,7 @@ class SeederPresence(Message):
     online: bool
     address: Annotated[str, Field(max_length=45)] = ""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
+    link_bps: Bytes = 0
     infohashes: Annotated[tuple[Infohash, ...], Field(max_length=10_000)] = ()
     sent_at: Time | None = None
 
@@ -168,6 +171,7 @@ class DesiredImage(Model):
     parents: Peers = ()
     fallbacks: Peers = ()
     neighbours: Peers = ()
+    stripes: Annotated[int, Field(ge=1, le=2)] = 1
     caps: Caps = Caps()
 
 

@@ -24,7 +24,7 @@ from distrib.bus.messages import (
     encode,
 )
 from distrib.errors import DistribError
-from distrib.swarm.relay import Links, RelayPeer
+from distrib.swarm.relay_peers import Links, RelayPeer
 from distrib.trust.envelope import key_id, open_envelope, seal
 
 ORDERS_EXPIRE = timedelta(seconds=60)
@@ -48,6 +48,7 @@ class Assigned:
     download_bps: int = 0
     upload_bps: int = 0
     deadline: datetime | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,6 @@ class Wanted:
     def names(self, infohash: str) -> bool:
         """Whether the node is to have the torrent."""
         return any(image.infohash == infohash for image in self.images)
-
-    def parent_of(self, infohash: str) -> str | None:
-        """The first parent that the node was given; "" for none, None without such an image."""
-        for image in self.images:
-            if image.infohash == infohash:
-                return image.parents[0].node if image.parents else ""
-        return None
 
 
 def with_assigned(held: Sequence[Assigned], new: Assigned) -> tuple[Assigned, ...]:
@@ -174,6 +168,7 @@ def _image(one: Assigned, links: Links) -> DesiredImage:
         parents=_peers(links.parents),
         fallbacks=_peers(links.fallbacks),
         neighbours=_peers(links.neighbours),
+        stripes=links.stripes,
         caps=Caps(download_bps=one.download_bps, upload_bps=one.upload_bps),
     )
 

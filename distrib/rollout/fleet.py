@@ -24,7 +24,7 @@ from distrib.bus.topics import Topics, is_node_name
 from distrib.errors import MessageInvalid
 from distrib.rollout.machine import Claim, ImageKey
 from distrib.rollout.plan import InventoryNode
-from distrib.swarm.relay import Member
+from distrib.swarm.relay_peers import Member
 
 log = structlog.get_logger(__name__)
 
@@ -153,12 +153,21 @@ class Fleet:
             rack=entry.rack,
             has_all=has_all,
             progress=1.0 if has_all else _progress(held),
+            link_bps=entry.link_bps,
+            stripe_ports=() if presence is None else presence.stripe_ports,
         )
 
     def seeders_of(self, infohash: str) -> list[Member]:
         """The seeders that are connected and have the torrent."""
         return [
-            Member(seeder.seeder, seeder.address, seeder.port, has_all=True, progress=1.0)
+            Member(
+                seeder.seeder,
+                seeder.address,
+                seeder.port,
+                has_all=True,
+                progress=1.0,
+                link_bps=seeder.link_bps,
+            )
             for seeder in self.seeders.values()
             if seeder.online and infohash in seeder.infohashes
         ]
@@ -186,14 +195,22 @@ class Fleet:
         return message
 
 
-def reach_of(presence: Presence | None) -> tuple[bool, int]:
+def reach_of(presence: Presence | None) -> tuple[bool, int, tuple[int, ...]]:
     """What of a presence the relay plan depends on."""
-    return (False, 0) if presence is None else (presence.online, presence.swarm_port)
+    if presence is None:
+        return (False, 0, ())
+    return (presence.online, presence.swarm_port, presence.stripe_ports)
+
+
+def place_of(node: InventoryNode) -> tuple[object, ...]:
+    """What of the inventory the relay plan depends on."""
+    return (node.address, node.rack, node.link_bps)
 
 
 def source_of(seeder: SeederPresence) -> tuple[object, ...]:
     """What of a seeder's presence the relay plan depends on."""
-    return (seeder.online, seeder.address, seeder.port, frozenset(seeder.infohashes))
+    reach = (seeder.online, seeder.address, seeder.port, seeder.link_bps)
+    return (*reach, frozenset(seeder.infohashes))
 
 
 def complete_in(report: Report | None) -> set[str]:

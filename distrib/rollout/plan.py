@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from distrib.errors import OperatorError
 
 MAX_SELECTOR_CHARS = 4000
+LINK_LABEL = "link_mbit"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _GLOB = re.compile(r"[a-z0-9.*?\[\]!-]{1,63}")
 _VALUE = re.compile(r"[^\s,+=]{1,64}")
+_MBIT = re.compile(r"[1-9][0-9]{0,6}")
 _KEY = re.compile(r"[\w./-]{1,64}")
 
 
@@ -34,6 +36,12 @@ class InventoryNode:
     address: str = ""
     rack: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def link_bps(self) -> int:
+        """The rate of its link in bytes per second, from the label ``link_mbit``; 0: not known."""
+        text = str(self.labels.get(LINK_LABEL, ""))
+        return int(text) * 125_000 if _MBIT.fullmatch(text) else 0
 
 
 @dataclass(frozen=True)

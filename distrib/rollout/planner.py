@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
-from distrib.rollout.desired import Wanted
+import structlog
+
+from distrib.bus.messages import State
+from distrib.rollout.desired import Wanted, report_interval_s
 from distrib.rollout.fleet import Fleet
-from distrib.swarm.relay import Links, demoted, line_of, line_up, plan_relay
+from distrib.swarm.relay import RelayPlan, plan_relay
+from distrib.swarm.relay_cost import Terms
+from distrib.swarm.relay_groups import Layout, chains_of, is_last, moved_behind
+from distrib.swarm.relay_layout import lay_out, typical_link_bps
+from distrib.swarm.relay_pace import HOLD_S, Pace, Pull, judge
+from distrib.swarm.relay_peers import Links
+from distrib.swarm.torrent import piece_bytes_for
+
+log = structlog.get_logger(__name__)
 
 DEMOTE_AGAIN = timedelta(seconds=10)
 """A node is moved to the end of a line at most this often, however many complain of it."""
+
+HOLD_REPORTS = 2.5
+"""A node is slow only after so many of its reports have said so."""
 
 
 class Planner:
@@ -18,39 +32,56 @@ class Planner:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._lines: dict[str, tuple[str, ...]] = {}
-        self._links: dict[str, dict[str, Links]] = {}
+        self._layouts: dict[str, Layout] = {}
+        self._plans: dict[str, RelayPlan] = {}
+        self._links: dict[str, Mapping[str, Links]] = {}
+        self._paces: dict[str, Pace] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
 
     def adopt(self, published: Mapping[str, Wanted]) -> None:
-        """Take up the lines that nodes were told by the controller before us."""
-        parents: dict[str, dict[str, str]] = {}
+        """Take up the chains that nodes were told by the controller before us."""
+        parents: dict[str, dict[str, list[str]]] = {}
         for node, wanted in published.items():
             for image in wanted.images:
-                parent = wanted.parent_of(image.infohash) or ""
-                parents.setdefault(image.infohash, {})[node] = parent
-        self._lines = {infohash: line_of(of) for infohash, of in parents.items()}
+                told = [peer.node for peer in image.parents]
+                parents.setdefault(image.infohash, {})[node] = told
+        racks = {name: entry.rack for name, entry in self._fleet.inventory.items()}
+        self._layouts = {infohash: chains_of(of, racks) for infohash, of in parents.items()}
 
-    def plan(self, infohash: str, nodes: Collection[str]) -> set[str]:
+    def plan(self, infohash: str, nodes: Collection[str], *, size_bytes: int = 0) -> set[str]:
         """Plan one torrent anew for ``nodes``; those whose peers are others now."""
         fleet = self._fleet
         seeders = fleet.seeders_of(infohash)
-        members = [fleet.member(node, infohash) for node in nodes if fleet.is_online(node)]
-        line = line_up(self._lines.get(infohash, ()), members)
-        links = plan_relay(line, members, seeders)
-        # Who is offline comes back to the seeders, and gets its place in the line when it is here.
+        members = {node: fleet.member(node, infohash) for node in nodes if fleet.is_online(node)}
+        serving = {node: member for node, member in members.items() if member.serves}
+        terms = Terms(
+            size_bytes=size_bytes,
+            piece_bytes=piece_bytes_for(size_bytes),
+            link_bps=typical_link_bps(serving.values(), seeders),
+            trees=all(member.stripe_ports for member in serving.values()),
+        )
+        layout = lay_out(self._layouts.get(infohash, ()), serving, seeders, terms)
+        plan = plan_relay(layout, members, seeders, self._plans.get(infohash))
+        # Who is offline comes back to the seeders, and gets its place when it is here.
         ordered = sorted(seeders, key=lambda seeder: seeder.node)
         sources = tuple(seeder.peer for seeder in ordered if seeder.serves)
         away = Links(parents=sources[:1], fallbacks=sources[1:3])
+        links = dict(plan.links)
         links |= {node: away for node in nodes if node not in links}
         before = self._links.get(infohash, {})
-        self._lines[infohash], self._links[infohash] = line, links
-        return {node for node, own in links.items() if before.get(node) != own}
+        self._layouts[infohash], self._plans[infohash] = layout, plan
+        self._links[infohash] = links
+        # In a block that is as it was they are the very same.
+        return {
+            node
+            for node, own in links.items()
+            if (known := before.get(node)) is not own and known != own
+        }
 
     def drop(self, infohash: str) -> None:
         """Nobody wants the torrent any more."""
-        self._lines.pop(infohash, None)
-        self._links.pop(infohash, None)
+        for kept in (self._layouts, self._plans, self._links, self._paces):
+            kept.pop(infohash, None)
         for key in [key for key in self._demoted_at if key[0] == infohash]:
             del self._demoted_at[key]
 
@@ -59,22 +90,54 @@ class Planner:
         return self._links.get(infohash, {}).get(node, Links())
 
     def parent_lost(self, infohash: str, *, child: str, parent: str, now: datetime) -> bool:
-        """``child`` gets nothing from ``parent``; whether the line has changed.
+        """``child`` gets nothing from ``parent``; whether the plan has to change.
 
-        The parent goes to the end of the line, unless it has no more than the child itself: then
-        it waits for a parent of its own, and whoever is at fault is named by another.
+        The parent goes to the end, unless it has no more than the child itself: then it waits for
+        a parent of its own, and whoever is at fault is named by another.
         """
-        line = self._lines.get(infohash, ())
         told = [peer.node for peer in self.links(child, infohash).parents]
-        if parent not in line or parent not in told or line[-1] == parent:
-            return False
-        last = self._demoted_at.get((infohash, parent))
-        if last is not None and now - last < DEMOTE_AGAIN:
+        if parent not in told:
             return False
         if parent in self._fleet.inventory and child in self._fleet.inventory:
             has = self._fleet.member(parent, infohash).progress
             if has < 1.0 and has <= self._fleet.member(child, infohash).progress:
                 return False
-        self._demoted_at[infohash, parent] = now
-        self._lines[infohash] = demoted(line, parent)
+        return self._move_behind(infohash, parent, now)
+
+    def find_slow(self, now: datetime) -> set[str]:
+        """Move who is slower than its place; the torrents that are to be planned anew."""
+        interval_s = report_interval_s(len(self._fleet.inventory))
+        moved = set()
+        for infohash, plan in self._plans.items():
+            pulls = {}
+            for node, links in plan.links.items():
+                held = self._fleet.held(node, infohash)
+                if held is not None and held.state is State.PULLING and held.bytes_total:
+                    parents = tuple(dict.fromkeys(peer.node for peer in links.parents))
+                    pulls[node] = Pull(held.rate_bps, held.bytes_done / held.bytes_total, parents)
+            if not pulls:
+                self._paces.pop(infohash, None)
+                continue
+            self._paces[infohash], guilty = judge(
+                self._paces.get(infohash, Pace()),
+                pulls,
+                now_s=now.timestamp(),
+                hold_s=max(HOLD_S, HOLD_REPORTS * interval_s),
+            )
+            for node in sorted(guilty):
+                if self._move_behind(infohash, node, now):
+                    log.info("slow-node-moved", node=node, infohash=infohash)
+                    moved.add(infohash)
+        return moved
+
+    def _move_behind(self, infohash: str, node: str, now: datetime) -> bool:
+        layout = self._layouts.get(infohash, ())
+        last = self._demoted_at.get((infohash, node))
+        if is_last(layout, node) or (last is not None and now - last < DEMOTE_AGAIN):
+            return False
+        moved = moved_behind(layout, node)
+        if moved == layout:
+            return False
+        self._demoted_at[infohash, node] = now
+        self._layouts[infohash] = moved
         return True

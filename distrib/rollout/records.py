@@ -65,12 +65,12 @@ def load_assignments(session: Session) -> dict[str, tuple[Assigned, ...]]:
     """What is wanted on each node, of the images that nodes may hold."""
     wanted: dict[str, tuple[Assigned, ...]] = {}
     query = (
-        select(models.Assignment, models.Image.infohash)
+        select(models.Assignment, models.Image.infohash, models.Image.size_bytes)
         .join(models.Image)
         .where(models.Image.state.in_(USABLE), models.Image.infohash.is_not(None))
         .order_by(models.Assignment.node, models.Assignment.since)
     )
-    for row, infohash in session.execute(query):
+    for row, infohash, size_bytes in session.execute(query):
         one = Assigned(
             node=row.node,
             identifier=row.identifier,
@@ -84,6 +84,7 @@ def load_assignments(session: Session) -> dict[str, tuple[Assigned, ...]]:
             download_bps=row.download_bps,
             upload_bps=row.upload_bps,
             deadline=row.deadline,
+            size_bytes=size_bytes or 0,
         )
         wanted[row.node] = (*wanted.get(row.node, ()), one)
     return wanted

@@ -333,4 +333,5 @@ def _assignment(kept: RolloutRecord, node: str) -> Assigned:
         rollout=kept.rollout.id,
         download_bps=kept.download_bps,
         deadline=kept.rollout.deadline,
+        size_bytes=kept.rollout.size_bytes,
     )

@@ -26,7 +26,7 @@ from distrib.rollout.desired import (
     seal_desired,
     wanted_of,
 )
-from distrib.rollout.fleet import Fleet, complete_in, reach_of, source_of
+from distrib.rollout.fleet import Fleet, complete_in, place_of, reach_of, source_of
 from distrib.rollout.plan import InventoryNode, parse_selector
 from distrib.rollout.planner import Planner
 from distrib.rollout.records import CONTROLLER, IssuedNumbers, RolloutRecord
@@ -61,6 +61,7 @@ class State:
         self._clock = clock
         self._planner = Planner(self.fleet)
         self._holders: dict[str, set[str]] = {}
+        self._sizes: dict[str, int] = {}
         self._numbers: dict[str, IssuedNumbers] = {}
         self._published: dict[str, Wanted] = {}
         # Marks: what settle has to do.
@@ -118,8 +119,9 @@ class State:
     # -- what happens ---------------------------------------------------------------------------
 
     def time_passed(self) -> None:
-        """Look at the clocks of all rollouts."""
+        """Look at the clocks of all rollouts, and at who is slower than its place."""
         self._time_passed = True
+        self._torrents |= self._planner.find_slow(self._clock())
 
     def presence_changed(self, node: str, before: object) -> None:
         """The node came, went, or says something else of itself."""
@@ -200,7 +202,7 @@ class State:
         after = inventory.get(node)
         if after is None:
             return []
-        if before is not None and (before.address, before.rack) != (after.address, after.rack):
+        if before is not None and place_of(before) != place_of(after):
             self._torrents |= {one.infohash for one in self.assigned.get(node, ())}
         newest: dict[str, RolloutRecord] = {}
         for kept in sorted(self.rollouts.values(), key=lambda kept: kept.rollout.accepted_at):
@@ -235,6 +237,7 @@ class State:
                 del self._holders[infohash]
         for infohash in new - old:
             self._holders.setdefault(infohash, set()).add(node)
+        self._sizes |= {one.infohash: one.size_bytes for one in held}
         self._torrents |= old ^ new
         self._nodes.add(node)
 
@@ -281,7 +284,8 @@ class State:
         for infohash in self._torrents:
             holders = self._holders.get(infohash)
             if holders:
-                self._nodes |= self._planner.plan(infohash, holders)
+                size_bytes = self._sizes[infohash]
+                self._nodes |= self._planner.plan(infohash, holders, size_bytes=size_bytes)
             else:
                 self._planner.drop(infohash)
         self._torrents.clear()

@@ -1,211 +1,247 @@
 """The relay plan: from whom each node fetches an image, so that a source sends each piece once.
 
-The nodes stand in one line; each has the node before it as parent, the first one the seeder. Such
-a chain came to 1.10 of the bound where an unplanned swarm takes 1.4 to 2.3. Rules:
+``relay_layout`` says where each node stands, ``relay_trees`` who feeds whom there, ``relay_cost``
+when a chain is shallow enough. This turns a layout into what nodes are told:
 
-- A new line is sorted by rack, and within a rack the nodes that hold the image come first: they
-  are sources, so each begins a chain of its own, and a rack is entered once.
-- A line, once made, stays: who leaves is taken out, and only its successor gets a new parent; who
-  finishes changes nothing. A line that was re-sorted would send nodes to peers that have less.
-- Who comes later stands behind its rack while the node after it has no more than it has, else at
-  the end: a parent with less than its child stalls the child.
-- Every further seeder heads the chain of one rack, chosen by rendezvous hash, so that a seeder
-  that comes or goes moves one node.
-- ``parents`` are asked first. ``fallbacks`` (the parent's parent, the seeders) and ``neighbours``
-  (near in the line) are for a parent that stalls; a wrong plan costs speed, never completion.
+- ``parents`` are asked first: one in a chain, one a stripe in trees.
+- ``fallbacks`` (the parents' parents, two seeders) and ``neighbours`` (near in the block) are for a
+  parent that stalls; a wrong plan costs speed, never completion.
+- Only blocks are worked out anew in which, or above which, something has changed.
 
 Pure and deterministic.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
+
+from distrib.swarm.relay_cost import Shape
+from distrib.swarm.relay_groups import Block, Group, Layout
+from distrib.swarm.relay_peers import Links, Member, RelayPeer
+from distrib.swarm.relay_trees import STRIPES, block_parent, block_shape, exits
 
 MAX_NEIGHBOURS = 8
 MAX_FALLBACK_SEEDERS = 2
-LEAD_FRACTION = 0.02
-"""A child may be this part of the image ahead of a new parent: reports are seconds old."""
 
 _UPSTREAM = 5
 
+Peers = tuple[RelayPeer, ...]
+Entry = tuple[Peers, Peers]
+"""Who feeds a block, one or one a stripe; and who feeds those."""
 
-@dataclass(frozen=True)
-class RelayPeer:
-    """Where a node or a seeder answers to BitTorrent."""
-
-    node: str
-    address: str
-    port: int
+_NOBODY: Entry = ((), ())
 
 
 @dataclass(frozen=True)
-class Member:
-    """A node that wants or holds the image; with ``port`` 0 nobody can fetch from it."""
+class PlannedBlock:
+    """A block's links, and all that they follow from."""
 
-    node: str
-    address: str
-    port: int
-    rack: str = ""
-    has_all: bool = False
-    progress: float = 0.0
-    """Part of the image that it holds, 0 to 1."""
-
-    @property
-    def peer(self) -> RelayPeer:
-        return RelayPeer(self.node, self.address, self.port)
-
-    @property
-    def serves(self) -> bool:
-        return self.port > 0 and self.address != ""
+    key: tuple[object, ...]
+    links: Mapping[str, Links]
 
 
 @dataclass(frozen=True)
-class Links:
-    """What one node is told of its peers."""
+class RelayPlan:
+    """The links of every node; ``changed`` are those that have others than in the plan before."""
 
-    parents: tuple[RelayPeer, ...] = ()
-    fallbacks: tuple[RelayPeer, ...] = ()
-    neighbours: tuple[RelayPeer, ...] = ()
-
-
-def line_up(previous: Sequence[str], members: Iterable[Member]) -> tuple[str, ...]:
-    """The order of the line: ``previous`` without who left, and with who came (see above)."""
-    by_name = {member.node: member for member in members if member.serves}
-    line = [by_name[name] for name in dict.fromkeys(previous) if name in by_name]
-    standing = {member.node for member in line}
-    newcomers = sorted((m for m in by_name.values() if m.node not in standing), key=_rack_order)
-    for rack, group in groupby(newcomers, key=lambda member: member.rack):
-        _insert(line, rack, list(group))
-    return tuple(member.node for member in line)
-
-
-def demoted(line: Sequence[str], node: str) -> tuple[str, ...]:
-    """The line with ``node`` at its end, where nobody waits for it: its child found it slow."""
-    if node not in line:
-        return tuple(line)
-    return (*(name for name in line if name != node), node)
-
-
-def line_of(parents: Mapping[str, str]) -> tuple[str, ...]:
-    """A line in which every node stands behind its parent: the old one, from what nodes were told.
-
-    ``parents`` maps a node to its parent, which may be a seeder (it is then not in the line).
-    """
-    children: dict[str, list[str]] = {}
-    for node in sorted(parents):
-        children.setdefault(parents[node], []).append(node)
-    heads = [node for node in sorted(parents) if parents[node] not in parents]
-    line: dict[str, None] = {}
-    stack = list(reversed(heads))
-    while stack:
-        node = stack.pop()
-        if node not in line:
-            line[node] = None
-            stack.extend(reversed(children.get(node, [])))
-    # What is left stands in a ring, which no plan of ours makes: any order will do.
-    return (*line, *(node for node in sorted(parents) if node not in line))
+    links: Mapping[str, Links] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
+    blocks: Mapping[tuple[int, int], PlannedBlock] = field(default_factory=dict)
 
 
 def plan_relay(
-    line: Sequence[str], members: Iterable[Member], seeders: Iterable[Member]
-) -> dict[str, Links]:
+    layout: Layout,
+    members: Mapping[str, Member],
+    seeders: Iterable[Member],
+    previous: RelayPlan | None = None,
+) -> RelayPlan:
     """Parents, fallbacks and neighbours of every member.
 
-    ``line`` comes from ``line_up`` with the same members. Following first parents from any node
-    ends at a seeder or at a node that has the whole image, if there is any.
+    ``layout`` comes from ``lay_out`` with the same members. Following parents from any node ends at
+    a seeder or at a node that has the whole image, if there is any.
     """
-    by_name = {member.node: member for member in members}
+    before = previous or RelayPlan()
     sources = sorted((s for s in seeders if s.serves), key=lambda seeder: seeder.node)
-    standing = [by_name[name] for name in line]
-    heads = _heads(standing, sources)
-    plan = {
-        member.node: _links(standing, place, heads, sources)
-        for place, member in enumerate(standing)
-    }
-    for member in by_name.values():
-        if member.node not in plan:
-            plan[member.node] = _links([*standing, member], len(standing), {}, sources)
-    return plan
+    work = _Work(members, sources, before)
+    for group in sorted(layout, key=lambda group: group.key):
+        work.add(group)
+    work.add_the_others(layout)
+    gone = before.links.keys() - work.links.keys()
+    return RelayPlan(work.links, frozenset(work.changed | gone), work.blocks)
 
 
-def _rack_order(member: Member) -> tuple[str, bool, str]:
-    return (member.rack, not member.has_all, member.node)
+class _Work:
+    """One call of ``plan_relay``."""
+
+    def __init__(
+        self, members: Mapping[str, Member], sources: Sequence[Member], before: RelayPlan
+    ) -> None:
+        self.links: dict[str, Links] = {}
+        self.changed: set[str] = set()
+        self.blocks: dict[tuple[int, int], PlannedBlock] = {}
+        self._members = members
+        self._seeders = {source.node: source for source in sources}
+        self._seeder_peers = tuple(source.peer for source in sources[:MAX_FALLBACK_SEEDERS])
+        self._before = before
+        self._ends: dict[int, Entry] = {}
+        self._striped: set[int] = set()
+
+    def add(self, group: Group) -> None:
+        """The links of a group; those above it come first."""
+        entry = self._entry(group)
+        if group.shape is Shape.TREES:
+            self._striped.add(group.key)
+            self._add_trees(group, entry)
+            return
+        # Below trees everything comes in stripes: each port there serves one.
+        striped = group.under in self._striped
+        if striped:
+            self._striped.add(group.key)
+        for place, block in enumerate(group.blocks):
+            rows = self._rows(block, striped=striped)
+            self._add_block(group, place, rows, entry)
+            above = tuple(row[-2] for row in rows) if len(block.nodes) > 1 else entry[0]
+            entry = (tuple(row[-1] for row in rows), above)
+        self._ends[group.key] = entry
+
+    def add_the_others(self, layout: Layout) -> None:
+        """Who stands nowhere: it has the image, or nobody can fetch from it."""
+        host = next((group.key for group in layout if not group.slow), 0)
+        end = self._ends.get(host, _NOBODY)[0]
+        stripes = STRIPES if host in self._striped else 1
+        sources = self._seeder_peers
+        holds = Links(parents=sources[:1], fallbacks=sources[1:])
+        rest = tuple(peer for peer in sources if peer not in end)
+        fetches = Links(end, rest, stripes=stripes) if end else holds
+        for name, member in self._members.items():
+            if name not in self.links:
+                links = fetches
+                if member.has_all:
+                    links = holds
+                elif not end and not sources:
+                    links = self._from_a_holder(name)
+                self._set(name, links)
+
+    def _from_a_holder(self, name: str) -> Links:
+        others = (m for m in self._members.values() if m.has_all and m.serves and m.node != name)
+        holder = min(others, key=lambda member: member.node, default=None)
+        return Links() if holder is None else Links(parents=(holder.peer,))
+
+    def _entry(self, group: Group) -> Entry:
+        if group.under is not None:
+            return self._ends.get(group.under, _NOBODY)
+        feed = self._seeders.get(group.feed) or self._members.get(group.feed)
+        return _NOBODY if feed is None else ((feed.peer,), ())
+
+    def _add_trees(self, group: Group, entry: Entry) -> None:
+        count = len(group.blocks)
+        rows = [self._rows(block, striped=True) for block in group.blocks]
+        for place in range(count):
+            feeds = []
+            for stripe in range(STRIPES):
+                above, way = block_parent(place, count, stripe)
+                if above < 0:
+                    feeds.append(_of_stripe(entry[0], stripe))
+                else:
+                    row = rows[above][stripe]
+                    feeds.append(row[exits(len(row))[way]])
+            known = tuple(feed for feed in feeds if feed is not None)
+            self._add_block(group, place, rows[place], (known, ()))
+        last = rows[-1]
+        ways = exits(len(last[0]))
+        self._ends[group.key] = (tuple(last[i][ways[i]] for i in range(STRIPES)), ())
+
+    def _rows(self, block: Block, *, striped: bool) -> tuple[Peers, ...]:
+        """Where the nodes serve: one row, or one a stripe."""
+        members = [self._members[name] for name in block.nodes]
+        if not striped:
+            return (tuple(member.peer for member in members),)
+        return tuple(
+            tuple(member.stripe_peer(stripe) for member in members) for stripe in range(STRIPES)
+        )
+
+    def _add_block(self, group: Group, place: int, rows: tuple[Peers, ...], entry: Entry) -> None:
+        key = (group.shape, place % 2, rows, entry, self._seeder_peers)
+        known = self._before.blocks.get((group.key, place))
+        if known is None or known.key != key:
+            if group.shape is Shape.CHAIN:
+                links = _chain_links(rows, entry, self._seeder_peers)
+            else:
+                links = _tree_links(rows, place % 2, entry[0], self._seeder_peers)
+            known = PlannedBlock(key, links)
+            for name, own in links.items():
+                self._set(name, own)
+        else:
+            self.links.update(known.links)
+        self.blocks[group.key, place] = known
+
+    def _set(self, name: str, links: Links) -> None:
+        self.links[name] = links
+        if self._before.links.get(name) != links:
+            self.changed.add(name)
 
 
-def _insert(line: list[Member], rack: str, newcomers: Sequence[Member]) -> None:
-    places = [place for place, other in enumerate(line) if other.rack == rack]
-    if not places:
-        line.extend(newcomers)
-        return
-    successor = line[places[-1] + 1] if places[-1] + 1 < len(line) else None
-    here: list[Member] = []
-    last: list[Member] = []
-    for member in newcomers:
-        if member.has_all:
-            continue
-        ahead = 0.0 if successor is None or successor.has_all else successor.progress
-        (last if ahead > member.progress + LEAD_FRACTION else here).append(member)
-    line[places[-1] + 1 : places[-1] + 1] = here
-    # A source before its rack feeds the rack.
-    line[places[0] : places[0]] = [member for member in newcomers if member.has_all]
-    line.extend(last)
+def _chain_links(rows: tuple[Peers, ...], entry: Entry, seeders: Peers) -> dict[str, Links]:
+    links = {}
+    for place, peer in enumerate(rows[0]):
+        parents = tuple(row[place - 1] for row in rows) if place else entry[0]
+        above = entry[1]
+        if place:
+            above = tuple(row[place - 2] for row in rows) if place > 1 else entry[0]
+        taken = {peer.node, *(parent.node for parent in parents)}
+        fallbacks = _others((*above, *seeders), taken)
+        near = _near(rows[0], place, taken, behind=2)
+        links[peer.node] = Links(parents, fallbacks, near, stripes=len(rows))
+    return links
 
 
-def _heads(line: Sequence[Member], sources: Sequence[Member]) -> dict[str, Member]:
-    """The nodes whose parent is a seeder."""
-    if not line or not sources:
-        return {}
-    first_of_rack: dict[str, str] = {}
-    for member in line:
-        first_of_rack.setdefault(member.rack, member.node)
-    heads: dict[str, Member] = {}
-    for seeder in sources[1:]:
-        rack = max(first_of_rack, key=lambda rack: _weight(seeder.node, rack))
-        heads.setdefault(first_of_rack[rack], seeder)
-    heads[line[0].node] = sources[0]
-    return heads
+def _tree_links(
+    rows: tuple[Peers, ...], wide: int, entry: Peers, seeders: Peers
+) -> dict[str, Links]:
+    shape = block_shape(len(rows[0]))
+    links = {}
+    for place, own in enumerate(rows[0]):
+        parents, above = [], []
+        for stripe in range(STRIPES):
+            kind = 0 if stripe == wide else 1
+            at = shape[place][kind]
+            parent = rows[stripe][at] if at >= 0 else _of_stripe(entry, stripe)
+            if parent is not None:
+                parents.append(parent)
+            if at >= 0:
+                over = shape[at][kind]
+                upper = rows[stripe][over] if over >= 0 else _of_stripe(entry, stripe)
+                if upper is not None:
+                    above.append(upper)
+        if len(set(parents)) == 1:
+            parents = parents[:1]
+        taken = {own.node, *(parent.node for parent in parents)}
+        fallbacks = _others((*above, *seeders), taken)
+        near = _near(rows[0], place, taken, behind=1)
+        links[own.node] = Links(tuple(parents), fallbacks, near, stripes=STRIPES)
+    return links
 
 
-def _weight(seeder: str, rack: str) -> bytes:
-    return hashlib.sha256(f"{seeder}\n{rack}".encode()).digest()
+def _of_stripe(entry: Peers, stripe: int) -> RelayPeer | None:
+    return entry[stripe % len(entry)] if entry else None
 
 
-def _links(
-    line: Sequence[Member], place: int, heads: Mapping[str, Member], sources: Sequence[Member]
-) -> Links:
-    member = line[place]
-    parent = heads.get(member.node) or _before(line, place) or next(iter(sources), None)
-    if parent is None:
-        return Links(neighbours=_near(line, place, {member.node}))
-    upstream = [other for other in reversed(line[max(place - 2, 0) : place]) if other != parent]
-    names = {member.node, parent.node}
-    fallbacks = [
-        other.peer
-        for other in (*upstream[:1], *sources[:MAX_FALLBACK_SEEDERS])
-        if other.node not in names
-    ]
-    names.update(peer.node for peer in fallbacks)
-    return Links((parent.peer,), tuple(fallbacks), _near(line, place, names))
+def _others(peers: Iterable[RelayPeer], taken: set[str]) -> Peers:
+    """Those that are not taken, each once; they are taken then."""
+    found = []
+    for peer in peers:
+        if peer.node not in taken:
+            taken.add(peer.node)
+            found.append(peer)
+    return tuple(found)
 
 
-def _before(line: Sequence[Member], place: int) -> Member | None:
-    if place > 0:
-        return line[place - 1]
-    # No seeder: whoever has everything feeds the head of the line.
-    if line[0].has_all:
-        return None
-    return next((other for other in line if other.has_all), None)
-
-
-def _near(line: Sequence[Member], place: int, taken: set[str]) -> tuple[RelayPeer, ...]:
-    """The nearest in the line, more of them before ``place``: those have more than it has."""
+def _near(row: Peers, place: int, taken: set[str], *, behind: int) -> Peers:
+    """The nearest in the block, more of those before ``place``; from ``behind`` after it."""
     reach = MAX_NEIGHBOURS + len(taken)
-    upstream = reversed(line[max(place - reach, 0) : place])
+    upstream = reversed(row[max(place - reach, 0) : place])
     before = [other for other in upstream if other.node not in taken][:_UPSTREAM]
-    # The direct successor connects to us by itself.
-    downstream = line[place + 2 : place + 2 + reach]
+    downstream = row[place + behind : place + behind + reach]
     after = [other for other in downstream if other.node not in taken]
-    return tuple(other.peer for other in (before + after)[:MAX_NEIGHBOURS])
+    return tuple((before + after)[:MAX_NEIGHBOURS])

@@ -1,0 +1,92 @@
+"""Who is slower than its place: found from the rates that nodes report. Pure, with hysteresis.
+
+- A node is *behind* while it gets less than BELOW of what its parents get; parents that have the
+  image (seeders) count as the median of all who pull. It is no longer when it gets more than ABOVE.
+- Who has been behind for ``hold_s`` stands at fault; where all of several children of one parent
+  do, or one child after another, the parent does: it is its upload that is slow.
+- What a node reports is a claim: by lying it can move itself, or its parent, to the end of the
+  line; children's complaints (``parent-lost``) count beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median_low
+
+BELOW = 0.6
+ABOVE = 0.75
+HOLD_S = 6.0
+NEARLY_DONE = 0.98
+"""Who is so far is left alone: rates end before pulls do."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A node that fetches: bytes per second, part of the image that it has, who feeds it."""
+
+    rate_bps: int
+    progress: float
+    parents: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What is remembered: since when nodes are behind, and under whom one was at fault."""
+
+    behind_since_s: Mapping[str, float] = field(default_factory=dict)
+    suspects: Mapping[str, str] = field(default_factory=dict)
+
+
+def judge(
+    pace: Pace, pulls: Mapping[str, Pull], *, now_s: float, hold_s: float = HOLD_S
+) -> tuple[Pace, frozenset[str]]:
+    """Who is at fault now, and what to remember. ``pulls``: every node that fetches, by name."""
+    moving = [pull.rate_bps for pull in pulls.values() if pull.rate_bps > 0]
+    if not moving:
+        return Pace(suspects=pace.suspects), frozenset()
+    middle = median_low(moving)
+    behind = {}
+    for name, pull in pulls.items():
+        since = pace.behind_since_s.get(name)
+        if _is_behind(pull, pulls, middle, known=since is not None):
+            behind[name] = now_s if since is None else since
+    ripe = {name for name, since in behind.items() if now_s - since >= hold_s}
+    if not ripe:
+        return Pace(behind, pace.suspects), frozenset()
+    guilty, suspects = _at_fault(ripe, pulls, pace.suspects)
+    # Below and beside them the stream is another one now.
+    return Pace(suspects=suspects), frozenset(guilty)
+
+
+def _is_behind(pull: Pull, pulls: Mapping[str, Pull], middle: int, *, known: bool) -> bool:
+    if pull.progress >= NEARLY_DONE:
+        return False
+    above = [pulls[name].rate_bps if name in pulls else middle for name in pull.parents]
+    return bool(above) and pull.rate_bps < (ABOVE if known else BELOW) * min(above)
+
+
+def _at_fault(
+    ripe: Collection[str], pulls: Mapping[str, Pull], suspects: Mapping[str, str]
+) -> tuple[set[str], dict[str, str]]:
+    children: dict[str, list[str]] = {}
+    for name, pull in pulls.items():
+        for parent in pull.parents:
+            children.setdefault(parent, []).append(name)
+    remembered = dict(suspects)
+    guilty: set[str] = set()
+    for name in sorted(ripe):
+        uploads = [parent for parent in pulls[name].parents if parent in pulls]
+        blamed = [
+            parent
+            for parent in uploads
+            if _all_behind(children[parent], ripe) or remembered.get(parent, name) != name
+        ]
+        for parent in uploads:
+            remembered.setdefault(parent, name)
+        guilty |= set(blamed) or {name}
+    return guilty, remembered
+
+
+def _all_behind(children: Sequence[str], ripe: Collection[str]) -> bool:
+    return len(children) > 1 and all(child in ripe for child in children)

@@ -1,0 +1,57 @@
+"""Who takes part in a relay plan, and what each is told. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RelayPeer:
+    """Where a node or a seeder answers to BitTorrent."""
+
+    node: str
+    address: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node that wants or holds the image; with ``port`` 0 nobody can fetch from it."""
+
+    node: str
+    address: str
+    port: int
+    rack: str = ""
+    has_all: bool = False
+    progress: float = 0.0
+    """Part of the image that it holds, 0 to 1."""
+    link_bps: int = 0
+    """Rate of its link in bytes per second, 0 where it is not known."""
+    stripe_ports: tuple[int, ...] = ()
+    """Where it serves each stripe; () for a node that fetches all from one parent."""
+
+    @property
+    def peer(self) -> RelayPeer:
+        return RelayPeer(self.node, self.address, self.port)
+
+    def stripe_peer(self, stripe: int) -> RelayPeer:
+        """Where it serves a stripe."""
+        port = self.stripe_ports[stripe] if stripe < len(self.stripe_ports) else self.port
+        return RelayPeer(self.node, self.address, port)
+
+    @property
+    def serves(self) -> bool:
+        return self.port > 0 and self.address != ""
+
+
+@dataclass(frozen=True)
+class Links:
+    """What one node is told of its peers.
+
+    With ``stripes`` 2, ``parents[i]`` feeds the pieces whose index leaves i when divided by 2.
+    """
+
+    parents: tuple[RelayPeer, ...] = ()
+    fallbacks: tuple[RelayPeer, ...] = ()
+    neighbours: tuple[RelayPeer, ...] = ()
+    stripes: int = 1
