@@ -209,6 +209,22 @@ async def test_an_eviction_does_not_wait_for_the_scrub(
             ).is_good(0)  # fmt: skip
 
 
+async def test_what_was_done_and_cannot_be_read_is_set_aside_and_done_again(
+    tmp_path: Path, published: Published
+) -> None:
+    node = Node(tmp_path / "node")
+    async with holding(node, published):
+        await Scrubbing(node).in_days(10)
+        record = node.directory / "scrub.json"
+        assert published.info.infohash in record.read_text()
+        record.write_text('{"v": 1, "volumes": {"not an info-hash": {}}}')
+        again = Scrubbing(node)
+        assert record.with_name("scrub.json.bad").exists()
+        await again.in_days(10)
+        assert len(again.time.slept) == published.info.pieces
+        assert published.info.infohash in record.read_text()
+
+
 async def test_what_became_bad_while_a_lease_was_given_is_not_marked_twice(
     tmp_path: Path, published: Published
 ) -> None:

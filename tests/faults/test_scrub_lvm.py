@@ -1,4 +1,4 @@
-"""A bit flips on the disk below a volume group: found, and only its piece comes again."""
+"""The scrub in user-mode Linux: below a volume group, and on a file system without O_DIRECT."""
 
 from __future__ import annotations
 
@@ -55,3 +55,18 @@ async def test_a_bit_that_flips_below_a_logical_volume_is_found_and_mended(tmp_p
         assert record.fetched_bytes - before.fetched_bytes == PIECE
         assert node.bytes_of(published) == published.data
         assert node.cache.volume(published.info.infohash).sealed
+
+
+async def test_a_bad_piece_is_found_where_there_is_no_direct_io(tmp_path: Path) -> None:
+    published = publish(tmp_path / "image", os.urandom(SIZE))
+    node = Node(tmp_path / "node")
+    async with holding(node, published):
+        path = node.cache.volume(published.info.infohash).path
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.open(path, os.O_RDONLY | os.O_DIRECT)
+        scrubbing = Scrubbing(node)
+        await scrubbing.in_days(10)
+        assert scrubbing.found == []
+        node.spoil(published, BAD * PIECE)
+        await scrubbing.in_days(10)
+        assert len(scrubbing.found) == 1
