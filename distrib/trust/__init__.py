@@ -10,7 +10,7 @@ The rules that a list must pass. All that fail are reported, each by its code
 The message (``signature``)
  1. It is at most 12 MiB, and its content at most 8 MiB: ``too-large``.
  2. It is ``multipart/signed`` of exactly two parts, the second a detached PKCS#7 signature in
-    base64, the content not repeated inside the signature: ``message-malformed``.
+    base64, the content not repeated inside the signature and not encoded: ``message-malformed``.
  3. Exactly one signer: ``signer-count``.
  4. Digest not weaker than SHA-256, in the signature and in every certificate of the path:
     ``digest-weak``; keys not weaker than RSA 2048 or a 256-bit curve: ``key-weak``.
@@ -18,7 +18,8 @@ The message (``signature``)
     signer's key made the signature: ``signature-invalid``.
 
 The signer (``chain``)
- 6. A path to an anchor of the trust directory, by OpenSSL's path validation: ``chain-untrusted``.
+ 6. A path to an anchor of the trust directory, by OpenSSL's path validation, on which each issuer
+    is spelled as its CA is and none has the name of another known CA: ``chain-untrusted``.
  7. Every certificate of the path is in date: ``certificate-expired``,
     ``certificate-not-yet-valid``.
  8. The signer's certificate may sign (keyUsage, where it has one): ``key-usage``.
