@@ -77,7 +77,7 @@ class Collector:
             async with asyncio.TaskGroup() as group:
                 while True:
                     self._woken.clear()
-                    for row in await asyncio.to_thread(self._due):
+                    for row in await self._to_do():
                         name = image_name(row)
                         if len(self._busy) < self._settings.downloads and name not in self._busy:
                             self._busy[name] = group.create_task(self._one(row), name=name)
@@ -86,6 +86,14 @@ class Collector:
                             await self._woken.wait()
         finally:
             self._loop = None
+
+    async def _to_do(self) -> list[Image]:
+        try:
+            return await asyncio.to_thread(self._due)
+        except DistribError as error:
+            # The database is away, or its disk is full: it is looked at again in a while.
+            log.warning("expected-images-not-read", code=error.code, why=error.message)
+            return []
 
     def _due(self) -> list[Image]:
         now = self._clock()
@@ -107,7 +115,14 @@ class Collector:
             # Somebody uploads it, or it was denied or revoked meanwhile.
             log.info("image-not-taken-in", image=name, why=error.message)
         except DistribError as error:
-            await asyncio.to_thread(self._failed, row, error)
+            await self._note_failed(row, error)
+        except Exception as error:
+            # One image must not end the intake of the others, whatever was in it.
+            log.exception("image-not-taken-in", image=name)
+            fault = DistribError(
+                f"{type(error).__name__}: {error}"[:500], hint="the log has the traceback"
+            )
+            await self._note_failed(row, fault)
         finally:
             self._busy.pop(name, None)
             self._woken.set()
@@ -163,6 +178,12 @@ class Collector:
             if fresh is None or fresh.state != ImageState.EXPECTED or fresh.source != row.source:
                 raise Conflict(f"image {image_name(row)} is not wanted from there any more")
             fresh.fetched_bytes = have_bytes
+
+    async def _note_failed(self, row: Image, error: DistribError) -> None:
+        try:
+            await asyncio.to_thread(self._failed, row, error)
+        except DistribError as unwritten:
+            log.warning("fault-not-noted", image=image_name(row), why=unwritten.message)
 
     def _failed(self, row: Image, error: DistribError) -> None:
         now, name = self._clock(), image_name(row)

@@ -19,16 +19,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from distrib.catalogue.conversion import RESERVE_BYTES
 from distrib.catalogue.digest import sha512_state
+from distrib.catalogue.fetching import path_of
 from distrib.catalogue.preparation import NOTE_FILE, PART_FILE, make_room, mismatch
 from distrib.catalogue.quarantine import complete
 from distrib.catalogue.store import named_faults, write_atomically
-from distrib.catalogue.web import OK, PART, opened, web_client
+from distrib.catalogue.web import OK, PART, is_file_url, opened, web_client
 from distrib.db.models import Image
 from distrib.db.references import image_name
 from distrib.errors import (
@@ -133,7 +134,7 @@ class Download:
         self, row: Image, access: Access, note: _Note, have_bytes: int
     ) -> AsyncIterator[tuple[int, str, AsyncIterator[bytes]]]:
         """(offset from which it comes, the server's name of it, the bytes)."""
-        if urlsplit(row.source).scheme == "file":
+        if is_file_url(row.source):
             # In a thread: its file system may be slow, or gone.
             file = await asyncio.to_thread(_local, row.source, self.file_roots)
             with file:
@@ -255,10 +256,7 @@ async def _next(chunks: AsyncIterator[bytes], row: Image) -> bytes | None:
 
 def _local(url: str, roots: tuple[Path, ...]) -> BinaryIO:
     """The file that a ``file:`` URL names, in one of the folders that the site allows; opened."""
-    parts = urlsplit(url)
-    given = Path(unquote(parts.path))
-    if parts.netloc not in {"", "localhost"} or "\0" in str(given) or not given.is_absolute():
-        raise ConfigInvalid(f"{url[:200]!r} is no file of this head", hint="file:///PATH")
+    given = path_of(url)
     try:
         path = given.resolve(strict=True)
         allowed = any(path.is_relative_to(root.resolve()) for root in roots)
@@ -286,5 +284,9 @@ async def _chunks_of(descriptor: int, row: Image) -> AsyncIterator[bytes]:
 
 def host_of(url: str) -> str:
     """Host and port of an https URL, as ``Access.host`` has it; empty for any other."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or 443}" if parts.scheme == "https" else ""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 443
+    except ValueError:
+        return ""
+    return f"{parts.hostname}:{port}" if parts.scheme == "https" else ""

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from distrib.catalogue.web import CONNECT_S, NOT_MODIFIED, OK, opened, web_client, web_url
+from distrib.catalogue.web import (
+    CONNECT_S,
+    NOT_MODIFIED,
+    OK,
+    is_file_url,
+    opened,
+    web_client,
+    web_url,
+)
 from distrib.errors import (
     ConfigInvalid,
     DistribError,
@@ -46,8 +54,8 @@ class Fetched:
 
 def check_url(url: str) -> None:
     """Raises ConfigInvalid for what is neither ``https:`` nor a ``file:`` of the head."""
-    if urlsplit(url).scheme == "file":
-        _path_of(url)
+    if is_file_url(url):
+        path_of(url)
     else:
         web_url(url)
 
@@ -68,8 +76,8 @@ class Fetcher:
         """
         try:
             async with asyncio.timeout(self._limit_s):
-                if urlsplit(origin.url).scheme == "file":
-                    return await self._from_file(_path_of(origin.url))
+                if is_file_url(origin.url):
+                    return await self._from_file(path_of(origin.url))
                 return await self._from_web(origin)
         except TimeoutError:
             raise TimedOut(
@@ -150,11 +158,16 @@ class Fetcher:
         return refusal("image list", [Reason(ReasonCode.TOO_LARGE, text)], hint="is this a list?")
 
 
-def _path_of(url: str) -> Path:
-    parts = urlsplit(url)
+def path_of(url: str) -> Path:
+    """The path that a ``file:`` URL names on this head. Raises ConfigInvalid."""
+    refused = ConfigInvalid(f"{url[:200]!r} is no file of this head", hint="file:///PATH")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise refused from None
     path = Path(unquote(parts.path))
     if parts.netloc not in {"", "localhost"} or not path.is_absolute() or "\0" in str(path):
-        raise ConfigInvalid(f"{url[:200]!r} is no file of this head", hint="file:///PATH")
+        raise refused
     return path
 
 

@@ -11,6 +11,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 
 import httpx
@@ -37,6 +38,8 @@ def web_client(*, ca_file: Path | None = None, connect_s: float = CONNECT_S) -> 
         timeout=httpx.Timeout(READ_S, connect=connect_s),
         follow_redirects=False,
         trust_env=False,
+        # No server is told anything that another one said, or said before.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
 
 
@@ -50,6 +53,11 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
+def is_file_url(url: str) -> bool:
+    """Whether it names a file of the head; of what is no URL we say no."""
+    return url[:5].lower() == "file:"
+
+
 def web_url(url: str) -> httpx.URL:
     """The URL, if it can be fetched: https, a host, no user name in it. Raises ConfigInvalid."""
     try:
@@ -59,6 +67,10 @@ def web_url(url: str) -> httpx.URL:
     if parsed.scheme != "https" or not parsed.host:
         raise ConfigInvalid(
             f"{url[:200]!r} is not https", hint="https://HOST/PATH: nothing comes in in the clear"
+        )
+    if parsed.port is not None and not 0 < parsed.port < 1 << 16:
+        raise ConfigInvalid(
+            f"{url[:200]!r} has a port that there cannot be", hint="https://HOST:PORT/PATH"
         )
     if parsed.userinfo:
         raise ConfigInvalid(
@@ -88,7 +100,7 @@ async def opened(
     with named_web_faults(url):
         for _ in range(MAX_REDIRECTS + 1):
             request = client.build_request("GET", target, headers=wanted)
-            response = await client.send(request, stream=True, auth=credentials)
+            response = await _sent(client, request, credentials)
             try:
                 if response.status_code in _REDIRECTS:
                     target = _redirected(response, first)
@@ -102,6 +114,18 @@ async def opened(
             finally:
                 await response.aclose()
     raise NetworkError(f"{first}: more than {MAX_REDIRECTS} redirects", hint="ask who runs it")
+
+
+async def _sent(
+    client: httpx.AsyncClient, request: httpx.Request, auth: httpx.BasicAuth | None
+) -> httpx.Response:
+    """The answer. httpx looks where a redirect leads, and lets through what hostile ones cause."""
+    try:
+        return await client.send(request, stream=True, auth=auth)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise NetworkError(
+            f"{request.url}: an answer that cannot be read: {error}"[:500], hint="ask who runs it"
+        ) from None
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigInvalid(
-            f"database.url = {url!r}: {error}", hint="sqlite:////path/distrib.db, or PostgreSQL's"
+            f"database.url: {error}", hint="sqlite:////path/distrib.db, or PostgreSQL's"
         ) from None
     except ModuleNotFoundError as error:
         raise ToolMissing(
