@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,20 @@ async def record(stack: Stack, versions: tuple[Published, Published]) -> list[En
     return entries(LOG)
 
 
+def moment(marks: dict[str, int], chance: random.Random) -> int:
+    """Anywhere in the life, or within one of its steps: the short ones have their turn too."""
+    first, last = marks["made"], marks["end"]
+    if chance.random() < 0.5:
+        return chance.randint(first + 1, last)
+    steps = sorted(
+        number
+        for text, number in marks.items()
+        if first <= number <= last and not text.startswith("noted")
+    )
+    start, end = chance.choice([(a, b) for a, b in pairwise(steps) if b > a + 1])
+    return chance.randint(start + 1, end)
+
+
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize(
     ("kind", "records", "cuts"),
@@ -223,18 +238,17 @@ async def test_what_was_promised_before_the_power_failed_is_there_and_nothing_el
     for _ in range(records):
         found = await record(stack, versions)
         marks = {one.mark: number for number, one in enumerate(found) if one.mark}
-        first, last = marks["made"], marks["end"]
         told = {text.partition(":")[0] for text in marks}
         assert told >= {"begin", "noted", "ready", "leased", "release", "evict", "evicted"}
         for _ in range(cuts):
             seed = random.randrange(1 << 32)
             chance = random.Random(seed)
-            upto = chance.randint(first + 1, last)
+            upto = moment(marks, chance)
             lost = cut(
                 LOG, found, upto, AFTER,
                 size_bytes=SIZE, lose=chance, in_order=stack.in_order,
             )  # fmt: skip
-            print(f"{kind}: cut at {upto} of {first}-{last}, {lost} writes lost (seed {seed})")
+            print(f"{kind}: cut at {upto} of {marks['end']}, {lost} lost (seed {seed})")
             said = Promises([one.mark for one in found[:upto] if one.mark])
             with stack.up(AFTER) as stores:
                 print("  ", await check(stack, stores, versions, said))
