@@ -17,6 +17,7 @@ Pure and deterministic.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
@@ -139,11 +140,18 @@ class _Work:
         target = -(-len(came) // count)
         loads: list[list[tuple[Block, ...]]] = [[] for _ in range(max(len(sources), 1))]
         parts: list[tuple[str, list[str]]] = []
+        near = Counter(source.rack for source in sources)
         for rack, several in groupby(came, key=lambda member: member.rack):
-            parts += [(rack, part) for part in cut([m.node for m in several], target)]
+            row = [member.node for member in several]
+            most = target
+            if rack:
+                # A rack is entered again for each part: only where it has to be, or from inside.
+                whole = min(self._terms.chain_hops, BLOCK_NODES)
+                most = max(target, -(-len(row) // near[rack]) if near[rack] else whole)
+            parts += [(rack, part) for part in cut(row, most)]
         least = _LeastLoaded([source.rack for source in sources] or [""])
         for rack, part in sorted(parts, key=lambda one: (-len(one[1]), one[0], one[1][0])):
-            at = least.take(rack, len(part), target)
+            at = least.take(rack, len(part), max(target, len(part)))
             loads[at].append(tuple(Block(rack, tuple(row)) for row in cut(part, BLOCK_NODES)))
         made, first_key = list(groups), next_key(groups)
         for place, load in enumerate(loads):
