@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from distrib.catalogue import transitions
+from distrib.catalogue.entries import entry_of
 from distrib.catalogue.transitions import Change
 from distrib.db.intake_models import Take
 from distrib.db.models import AcceptedList, Image, ImageState
@@ -33,6 +35,8 @@ from distrib.trust.reasons import ReasonCode
 
 # Versions travel in messages, file names and URLs: the bus takes no others (docs/formats).
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.,/+~-]{0,63}")
+#: The site list carries the entries of all images whole, to every node, and has a bound itself.
+ENTRY_MAX_CHARS = 16 * 1024
 _TAKEN = frozenset({ImageState.EXPECTED, ImageState.QUARANTINED, *USABLE})
 _GONE = frozenset({ImageState.DENIED, ImageState.REVOKED})
 
@@ -149,6 +153,9 @@ def _passed_over(endorsed: Endorsed, row: Image | None, foreign: frozenset[str])
         return Remark(name, ReasonCode.UUID_FOREIGN, "belongs to another list at this site")
     if not is_usable_version(endorsed.version):
         text = "the version cannot be used here: at most 64 of letters, digits and _ . , / + ~ -"
+        return Remark(name, "image-invalid", text)
+    if len(json.dumps(entry_of(endorsed))) > ENTRY_MAX_CHARS:
+        text = f"its entry has more than {ENTRY_MAX_CHARS} characters, all keys counted"
         return Remark(name, "image-invalid", text)
     if row is not None and row.endorsed_sha512 != endorsed.sha512:
         text = "known with other bytes: other bytes need another version"

@@ -214,6 +214,14 @@ async def test_other_bytes_under_a_known_version_are_passed_over_and_told(
     assert remarks(row) == [(f"{TWO}@not a version", "image-invalid")]
 
 
+async def test_an_entry_that_would_fill_the_site_list_is_passed_over(follower: Follower) -> None:
+    follower.subscribe()
+    large = entry(image_bytes(2), identifier=TWO, **{"ad:notes": ["x" * 1000] * 17})
+    row = await follower.follows(one(), large, version="1")
+    assert remarks(row) == [(f"{TWO}@1.0.0", "image-invalid")]
+    assert follower.states() == {"0001@1.0.0": "announced"}
+
+
 async def test_a_list_of_too_many_images_is_refused(follower: Follower) -> None:
     follower.subscribe()
     many = [entry(b"x", identifier=str(uuid.UUID(int=number))) for number in range(2001)]
