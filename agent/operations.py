@@ -149,8 +149,17 @@ class Operations:
         held = await asyncio.to_thread(self._cache.leases)
         mine = [x for x in held if caller.admin or x.user == caller.user]
         damaged = await asyncio.to_thread(self._cache.damaged)
+        try:
+            filled = await asyncio.to_thread(self._cache.fills) if mine else {}
+        except DistribError as error:
+            log.warning("instances-not-looked-at", why=error.message)
+            filled = {}
         return {
-            "leases": [x.as_dict() | {"damaged": x.infohash in damaged} for x in mine],
+            "leases": [
+                x.as_dict()
+                | {"damaged": x.infohash in damaged, "filled_percent": filled.get(x.lease)}
+                for x in mine
+            ],
         }
 
     async def _lease(self, caller: Caller, args: Args, send: Send) -> Undoable:

@@ -27,11 +27,12 @@ from agent.cache.holders import Holder
 from agent.cache.leases import Lease
 from agent.cache.leasing import Leasing
 from agent.cache.ledger import Ledger
-from agent.cache.overruns import Overrun, Unbounded
+from agent.cache.overruns import Overrun, overruns
 from agent.cache.records import ImageVersion, VolumeRecord, absent
 from agent.cache.recovery import Recovery, Start
 from agent.cache.room import Room
 from agent.cache.snapshot import Holding, Snapshot, reported_state
+from agent.cache.snapshots import fills
 from agent.cache.store import Store, Volume
 from distrib.bus.messages import NodeReason, State
 from distrib.errors import (
@@ -135,8 +136,6 @@ class Cache:
     def leases(self, infohash: str | None = None) -> tuple[Lease, ...]:
         """All leases, or those of one volume."""
         with self._lock:
-            if infohash is None:
-                return tuple(self._ledger.leases.values())
             return self._ledger.leases_of(infohash)
 
     def resolve(self, identifier: str, version: str | None = None) -> VolumeRecord:
@@ -356,8 +355,11 @@ class Cache:
 
     def overruns(self) -> tuple[Overrun, ...]:
         """The instances that have outgrown their room."""
-        unbounded = [one for one in self._stores.values() if isinstance(one, Unbounded)]
-        return tuple(overrun for one in unbounded for overrun in one.overruns())
+        return overruns(self._stores.values())
+
+    def fills(self) -> dict[str, float]:
+        """How full bounded instances are, in percent, by lease. Raises StorageFailed."""
+        return fills(self._stores.values())
 
     def release(self, lease: str) -> Lease:
         """End a lease and remove its instance (in a later round of ``reap_dead_leases`` where
@@ -365,9 +367,8 @@ class Cache:
         return self._leasing.release(lease)
 
     def reap_dead_leases(self) -> tuple[Lease, ...]:
-        """End the leases whose holders are dead; every minute. Returns them.
-
-        What cannot be removed is logged once and tried again in the next round."""
+        """End the leases whose holders are dead; every minute. Returns them. What cannot be
+        removed is logged once and tried again in the next round."""
         return self._leasing.reap()
 
     # Inside the lock ----------------------------------------------------------------------------

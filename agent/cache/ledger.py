@@ -74,8 +74,9 @@ class Ledger:
             )
         return record
 
-    def leases_of(self, infohash: str) -> tuple[Lease, ...]:
-        return tuple(one for one in self.leases.values() if one.infohash == infohash)
+    def leases_of(self, infohash: str | None) -> tuple[Lease, ...]:
+        """The leases of a volume; all with None."""
+        return tuple(one for one in self.leases.values() if infohash in (None, one.infohash))
 
     def save(self, record: VolumeRecord) -> VolumeRecord:
         """Write a record, then remember and announce it."""

@@ -6,6 +6,7 @@ more counts against the quota, and is told.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,3 +27,9 @@ class Unbounded(Protocol):
     def overruns(self) -> tuple[Overrun, ...]:
         """Those that have. May take seconds: not under the cache's lock."""
         ...
+
+
+def overruns(stores: Iterable[object]) -> tuple[Overrun, ...]:
+    """The instances of all stores that have outgrown their room."""
+    unbounded = [store for store in stores if isinstance(store, Unbounded)]
+    return tuple(overrun for store in unbounded for overrun in store.overruns())

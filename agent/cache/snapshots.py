@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,3 +34,10 @@ class Growing(Protocol):
         """Let one grow by half, to no more than ``limit_bytes``. Raises NoSpace when there is no
         room or the limit is reached, NotFound, StorageFailed."""
         ...
+
+
+def fills(stores: Iterable[object]) -> dict[str, float]:
+    """How full instances are, in percent, by lease; of those that can run full. Raises
+    StorageFailed."""
+    growing = [store for store in stores if isinstance(store, Growing)]
+    return {fill.lease: fill.percent for store in growing for fill in store.snapshots()}

@@ -101,6 +101,8 @@ def leases(socket: Path, as_json: bool) -> None:
         return
     for one in answer["leases"]:
         flag = " DAMAGED" if one["damaged"] else ""
+        if one["filled_percent"] is not None:
+            flag = f" {one['filled_percent']:.0f}%{flag}"
         told = f"{one['lease']} {one['image']} {one['user']} {one['since']} {one['device']}{flag}"
         click.echo(printable(told))
 

@@ -132,8 +132,10 @@ class Node:
     def volume(self, image: Image) -> Path:
         """Where the bytes of an image are on this node."""
         infohash = (self.image(image) or {})["infohash"]
-        file = self.cache / "volumes" / infohash / "image.raw"
-        return file if file.exists() else self.directory / "state/devices" / infohash / "image.raw"
+        state = self.directory / "state"
+        homes = (self.cache / "volumes", state / "devices", state / "lvm")
+        there = [file for home in homes if (file := home / infohash / "image.raw").exists()]
+        return (there or [homes[0] / infohash / "image.raw"])[0]
 
 
 class Farm:
