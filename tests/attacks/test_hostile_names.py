@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -266,10 +267,9 @@ def test_what_the_agent_says_of_a_lease(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The user's name comes from a directory that others write."""
-    told: dict[str, Any] = {"damaged": False} | {
-        key: "x" + "".join(SPEAKING.values())
-        for key in ("lease", "image", "user", "since", "device")
-    }
+    evil = "x" + "".join(SPEAKING.values())
+    told: dict[str, Any] = defaultdict(lambda: None)
+    told.update(dict.fromkeys(("lease", "image", "user", "since", "device"), evil))
     monkeypatch.setattr("agent.cli.leases.ask", lambda *_args, **_more: {"leases": [told]})
     leases_command.main([], obj=Path("/none"), standalone_mode=False)
     out = capsys.readouterr().out
