@@ -77,6 +77,7 @@ def lay_out(
         groups = [group for group in groups if group.slow]
     slow = [member for member in came if work.is_slow(member)]
     groups = work.place(groups, [member for member in came if not work.is_slow(member)])
+    groups = [work.shortened(group) for group in groups]
     groups = work.place_slow(groups, slow)
     return tuple(work.fed(groups))
 
@@ -130,6 +131,13 @@ class _Work:
         if free:
             return self._begun(groups, late, free)
         return self._at_the_end(groups, late)
+
+    def shortened(self, group: Group) -> Group:
+        """As trees where it is a chain that has grown too long."""
+        longest = TOO_LONG * self._terms.chain_hops
+        if group.slow or group.shape is Shape.TREES or group.size <= longest:
+            return group
+        return replace(group, shape=choose(group.size, self._terms))
 
     def _begun(
         self, groups: list[Group], came: list[Member], units: list[Member] | None = None
@@ -206,10 +214,7 @@ class _Work:
         least = min(names.values(), key=lambda member: member.progress)
         if host.shape is Shape.CHAIN or not any(self._ahead(n, least) for n in host.names):
             grown = replace(host, blocks=(*host.blocks, *blocks))
-            longest = TOO_LONG * self._terms.chain_hops
             self._done[grown.key] = False
-            if grown.shape is Shape.CHAIN and grown.size > longest:
-                grown = replace(grown, shape=choose(grown.size, self._terms))
             return [grown if group is host else group for group in groups]
         shape = choose(len(late), self._terms)
         below = Group(next_key(groups), shape, under=host.key, blocks=blocks)

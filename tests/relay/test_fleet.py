@@ -1,0 +1,189 @@
+"""5,000 nodes in the controller's state: what a change costs, and who is told of it.
+
+The nodes are fake: presences and reports as agents send them, and no bytes. State, database, plan
+and signatures are the real ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import insert
+
+from distrib.bus.messages import (
+    Desired,
+    ImageReport,
+    Presence,
+    Report,
+    SeederPresence,
+    encode,
+)
+from distrib.bus.messages import State as ImageState
+from distrib.bus.topics import Topics
+from distrib.db import models
+from distrib.db.schema import upgrade
+from distrib.db.session import Database, sqlite_url
+from distrib.rollout.desired import Assigned, open_own
+from distrib.rollout.state import State
+from distrib.swarm.relay_trees import MOVED_BY_ONE_CHANGE
+
+IMAGE = "7cb7a2d5-0f0e-4f43-9a11-3a9f5e0f6c11"
+INFOHASH = "a1" * 32
+SIZE = 10_000_000_000
+NODES = 5000
+PER_RACK = 40
+
+
+@dataclass
+class FakeFarm:
+    """As many nodes as there are rows, and what they say."""
+
+    state: State
+    key: Ed25519PrivateKey
+    now: datetime
+    told: dict[str, Desired]
+    names: tuple[str, ...]
+
+    def say(self, node: str, *, online: bool = True, trees: bool = True) -> None:
+        ports = (6881, 6882) if trees else ()
+        presence = Presence(node=node, online=online, swarm_port=6881, stripe_ports=ports)
+        heard = self.state.fleet.hear(f"distrib/v1/node/{node}/presence", encode(presence))
+        assert heard is not None
+        self.state.presence_changed(node, heard.before)
+
+    def report(self, node: str, *, rate_bps: int, bytes_done: int) -> None:
+        image = ImageReport(
+            identifier=IMAGE,
+            version="1.0.0",
+            infohash=INFOHASH,
+            state=ImageState.PULLING,
+            bytes_done=bytes_done,
+            bytes_total=SIZE,
+            rate_bps=rate_bps,
+            since=self.now,
+        )
+        report = Report(node=node, boot_id="b", sent_at=self.now, images=(image,))
+        heard = self.state.fleet.hear(f"distrib/v1/node/{node}/report", encode(report))
+        assert heard is not None
+        self.state.report_changed(node, heard.before)
+
+    async def settle(self) -> set[str]:
+        """Who is told anew."""
+        outbox = await self.state.settle(())
+        for node, raw in outbox.desired.items():
+            opened = open_own(node, raw, self.key)
+            assert opened is not None
+            self.told[node] = opened
+        return set(outbox.desired)
+
+    def parents(self, node: str) -> list[str]:
+        (image,) = self.told[node].images
+        return [peer.node for peer in image.parents]
+
+
+MakeFarm = Callable[[int], FakeFarm]
+
+
+@pytest.fixture
+def make_farm(tmp_path: Path) -> Iterator[MakeFarm]:
+    """Nodes of a real database, all assigned one image, and a seeder that has it."""
+    opened: list[Database] = []
+
+    def make(count: int) -> FakeFarm:
+        now = datetime(2026, 3, 1, tzinfo=UTC)
+        database = Database(sqlite_url(tmp_path / "distrib.db"))
+        opened.append(database)
+        upgrade(database)
+        names = tuple(f"wn{n:04}" for n in range(count))
+        rows = [
+            {
+                "name": name,
+                "address": f"10.0.{n // 250}.{n % 250}",
+                "rack": f"R{n // PER_RACK:03}",
+                "labels": {},
+                "added_at": now,
+                "added_by": "t",
+            }
+            for n, name in enumerate(names)
+        ]
+        with database.transaction() as session:
+            session.execute(insert(models.Node), rows)
+        key = Ed25519PrivateKey.generate()
+        state = State(Topics("distrib/v1"), database=database, key=key, clock=lambda: farm.now)
+        state.load(60.0)
+        farm = FakeFarm(state, key, now, {}, names)
+        seeder = SeederPresence(
+            seeder="seeder", online=True, address="192.0.2.1", port=6881, infohashes=(INFOHASH,)
+        )
+        state.fleet.hear("distrib/v1/seeder/seeder/presence", encode(seeder))
+        for name in names:
+            one = Assigned(name, IMAGE, "1.0.0", INFOHASH, size_bytes=SIZE)
+            state.assign(name, (one,))
+        return farm
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+async def test_a_change_among_5000_costs_little_and_is_told_to_few(make_farm: MakeFarm) -> None:
+    farm = make_farm(NODES)
+    for name in farm.names:
+        farm.say(name)
+    began_s = time.process_time()
+    assert len(await farm.settle()) == NODES
+    assert time.process_time() - began_s < 15
+    assert len({name for name in farm.names if "seeder" in farm.parents(name)}) == 2
+    assert all(image.stripes == 2 for told in farm.told.values() for image in told.images)
+
+    costs = []
+    for gone in ("wn2500", "wn0000", "wn4999"):
+        before = {name: farm.parents(name) for name in farm.names}
+        began_s = time.process_time()
+        farm.say(gone, online=False)
+        told = await farm.settle()
+        costs.append(time.process_time() - began_s)
+        moved = {name for name in told if farm.parents(name) != before[name]} - {gone}
+        assert 0 < len(moved) <= MOVED_BY_ONE_CHANGE
+        assert len(told) <= 200
+        assert not any(gone in farm.parents(name) for name in farm.names)
+    assert max(costs) < 1.0
+
+
+async def test_one_old_agent_makes_it_a_chain(make_farm: MakeFarm) -> None:
+    farm = make_farm(200)
+    for name in farm.names:
+        farm.say(name, trees=name != "wn0100")
+    await farm.settle()
+    assert farm.parents("wn0199") == ["wn0198"]
+    assert all(image.stripes == 1 for told in farm.told.values() for image in told.images)
+
+
+async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(make_farm: MakeFarm) -> None:
+    farm = make_farm(16)
+    for name in farm.names:
+        farm.say(name)
+    await farm.settle()
+    assert farm.parents("wn0006") == ["wn0005"]
+    told: set[str] = set()
+    seconds = 0
+    while not told:
+        for n, name in enumerate(farm.names):
+            slow = n >= 5
+            farm.report(
+                name, rate_bps=25_000_000 if slow else 100_000_000, bytes_done=seconds << 20
+            )
+        farm.state.time_passed()
+        told = await farm.settle()
+        farm.now += timedelta(seconds=1)
+        seconds += 1
+        assert seconds < 12
+    assert seconds > 5
+    assert farm.parents("wn0006") == ["wn0004"]
+    assert farm.parents("wn0005") == ["wn0015"]
