@@ -41,7 +41,10 @@ class SeederSwarmSettings(Section):
     announce: str = Field("", description="address that nodes reach the seeder at, if another")
     port: int = Field(6881, ge=1, le=65535, description="TCP port")
     link_bps: int = Field(
-        1_250_000_000, gt=0, description="rate of the link, bytes per second: sizes buffers"
+        1_250_000_000,
+        gt=0,
+        description="rate of the link, bytes per second: sizes buffers; where it is set, the relay"
+        " plan begins as many chains here as it carries",
     )
     connections: int = Field(2000, gt=0, description="most peers at a time")
     upload_bps: int = Field(0, ge=0, description="cap per image, bytes per second; 0: none")
