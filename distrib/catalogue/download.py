@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 1 << 20
 BATCH_S = 300.0
+#: Well above the time for connecting: who is cancelled in a TLS handshake leaves a socket open.
+ANSWER_S = 300.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _NAME_MAX_CHARS = 512
 
@@ -151,11 +153,11 @@ class Download:
         async with client, AsyncExitStack() as stack:
             answer = opened(client, row.source, auth=auth, headers=headers)
             try:
-                async with asyncio.timeout(BATCH_S):
+                async with asyncio.timeout(ANSWER_S):
                     response = await stack.enter_async_context(answer)
             except TimeoutError:
                 raise TimedOut(
-                    f"{row.source}: no answer in {BATCH_S:g} s",
+                    f"{row.source}: no answer in {ANSWER_S:g} s",
                     hint="is the server overloaded, or the line?",
                 ) from None
             start, name = _begins(row, response, have_bytes, note)

@@ -25,12 +25,12 @@ def test_a_server_that_drips_its_headers_is_given_up(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.settings["attempts"] = 1
-    monkeypatch.setattr(download, "BATCH_S", 0.5)
+    monkeypatch.setattr(download, "ANSWER_S", 3.0)
     site.server.answers["/worker"] = lambda _request: site.server.drip(b"HTTP/1.1 200 OK\r\nX: ")
     site.announce(CONTENT)
     fault = site.collect().fault
     assert fault["code"] == "timed-out"
-    assert "no answer in 0.5 s" in fault["message"]
+    assert "no answer in 3 s" in fault["message"]
 
 
 @pytest.mark.parametrize(
