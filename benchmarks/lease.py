@@ -2,7 +2,7 @@
 
 A farm on loopback brings the image to a node for each store: ``file`` (qcow2 overlays, where the
 file system makes no reflink copies), ``reflink`` (store file on an XFS of its own; root),
-``device`` (a loop device, with overlays beside it; root), ``lvm`` (in user-mode Linux, scripts/uml; root). A
+``device`` (a loop device, with overlays beside it; root), ``lvm`` (in user-mode Linux; root). A
 lease is timed from connecting to having read the first block of the instance by the name that the
 answer gives; releases are not. One at a time, then 50 at once, each in a thread of its own.
 One object:
