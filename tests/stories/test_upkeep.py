@@ -90,7 +90,10 @@ def test_what_nobody_needs_is_collected_and_told(farm: Farm, join: Join) -> None
 
 def test_room_for_an_image_is_made_of_one_that_is_closed_first(farm: Farm, join: Join) -> None:
     node = join("crowded", cache={"capacity_bytes": 20 * MIB})
-    first, second = farm.publish(12 * MIB, alias="first"), farm.publish(12 * MIB, alias="second")
+    first, second = (
+        farm.publish(12 * MIB, alias="closed-first"),
+        farm.publish(12 * MIB, alias="second"),
+    )
     wait(farm, start(farm, first, node.name))
     farm.distrib("image", "deny", first.alias, "--reason", "no more")
     eventually("blocked", lambda: node.state(first) == "blocked", limit_s=30)
