@@ -193,12 +193,15 @@ class Puller:
             if not listed and not blocked:
                 await self._guarded(record.infohash, self._block(record.infohash))
             elif listed and record.state is State.BLOCKED:
-                await asyncio.to_thread(cache.unblock, record.infohash)
+                await self._guarded(record.infohash, self._unblock(record.infohash))
 
     async def _block(self, infohash: str) -> None:
         await self.cancel(infohash, NodeReason.REVOKED, "not on the site list")
         await self.let_go(infohash)
         await asyncio.to_thread(self._parts.cache.block, infohash, "not on the site list")
+
+    async def _unblock(self, infohash: str) -> None:
+        await asyncio.to_thread(self._parts.cache.unblock, infohash)
 
     async def _fulfil(self, wanted: DesiredImage) -> None:
         image = self._authority.entry(wanted.identifier, wanted.version, wanted.infohash)
@@ -323,7 +326,8 @@ class Puller:
                 await self.let_go(record.infohash)
                 serving = None
             idle = serving is None and record.infohash not in self.pulls
-            if record.state is State.READY and image is not None and idle:
+            good = record.state is State.READY and not record.damaged
+            if good and image is not None and idle:
                 await self._guarded(record.infohash, self._seed(record, image))
 
     async def _seed(self, record: VolumeRecord, image: SiteImage) -> None:

@@ -35,11 +35,7 @@ from agent.cache.snapshot import Holding, Snapshot, reported_state
 from agent.cache.snapshots import fills
 from agent.cache.store import Store, Volume
 from distrib.bus.messages import NodeReason, State
-from distrib.errors import (
-    Conflict,
-    NotFound,
-    StorageFailed,
-)
+from distrib.errors import Conflict, NotFound, StorageFailed
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -173,7 +169,7 @@ class Cache:
             if self._room.desired is not None:
                 self._room.desired.add(image.infohash)
             record = self._ledger.records.get(image.infohash)
-            if record is not None and record.state is State.EVICTING:
+            if record is not None and self._room.is_over(record):
                 self._room.evict(image.infohash, "asked")
                 record = None
             if record is None:
@@ -182,6 +178,8 @@ class Cache:
                 )
             elif record.state is State.FAILED and retry:
                 record = self._room.take(record)
+            elif self._room.is_open(record):
+                record = self._leasing.mark_damaged(record, "somebody wrote to it")
             if pinned is not None and pinned != record.pinned:
                 record = self._ledger.save(replace(record, pinned=pinned))
             return self._want_active(record) if active else self._want_inactive(record)
@@ -271,7 +269,8 @@ class Cache:
         """A revocation was taken back: ``ready``, or ``pulling`` when the seal is broken."""
         with self._lock:
             record = self._ledger.in_state(infohash, State.BLOCKED)
-            sealed = self.volume(infohash).sealed
+            volume = self._room.volume(record)  # none: `desire` takes its room anew
+            sealed = volume is None or volume.sealed
             record = self._ledger.move(record, State.READY if sealed else State.PULLING)
             return self._leasing.mark_damaged(record, "bad pieces") if record.damaged else record
 

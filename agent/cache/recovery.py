@@ -27,13 +27,17 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Final
 
+import structlog
+
 from agent.cache.holders import Holder, TimeHolder
 from agent.cache.leases import Lease
 from agent.cache.ledger import Ledger
 from agent.cache.records import VolumeRecord
 from agent.cache.store import Store, Volume
 from distrib.bus.messages import NodeReason, State
-from distrib.errors import Conflict, NoSpace, StateCorrupt, StorageFailed
+from distrib.errors import Conflict, DistribError, NoSpace, StateCorrupt, StorageFailed
+
+log = structlog.get_logger(__name__)
 
 LOST_LEASE_GRACE: Final = timedelta(days=1)
 """How long an instance stays whose lease cannot be read."""
@@ -147,7 +151,7 @@ class Start:
             if lease_id in self._ledger.leases:
                 continue
             if lease_id not in unreadable:
-                self._stores[name].drop_instance(lease_id)
+                self._drop(name, lease_id)
                 continue
             record = self._ledger.records.get(instance.infohash)
             lease = Lease(
@@ -160,6 +164,13 @@ class Start:
                 since=now,
             )
             self._ledger.save_lease(lease.with_instance(instance))
+
+    def _drop(self, store: str, lease: str) -> None:
+        try:
+            self._stores[store].drop_instance(lease)
+        except (DistribError, OSError) as error:
+            # Somebody has it open: the reaper tries again.
+            log.warning("instance-not-removed", what=lease, why=str(error))
 
     def _settle(self, record: VolumeRecord) -> None:
         store = self._stores.get(record.store)

@@ -65,6 +65,21 @@ class Room:
         volumes = self._stores[record.store].volumes()
         return next((one for one in volumes if one.infohash == record.infohash), None)
 
+    def is_over(self, record: VolumeRecord) -> bool:
+        """Whether nothing is left to keep: its eviction was begun, or somebody removed the volume
+        of an image that was ready, and no job may still read what it has open."""
+        if record.state is State.EVICTING:
+            return True
+        lost = record.state is State.READY and self.volume(record) is None
+        return lost and not self._ledger.leases_of(record.infohash)
+
+    def is_open(self, record: VolumeRecord) -> bool:
+        """Whether a ready volume, not known as damaged, has lost its seal."""
+        if record.state is not State.READY or record.damaged:
+            return False
+        volume = self.volume(record)
+        return volume is not None and not volume.sealed
+
     def make(
         self, store: Store, need_bytes: int, *, beneficiary: str, keep: str | None = None
     ) -> None:

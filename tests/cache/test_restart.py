@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from agent.cache.file import FileStore
 from agent.cache.holders import TimeHolder, holder_of_pid
 from agent.cache.records import ImageVersion
 from agent.cache.store import Volume, WriteTarget
@@ -189,3 +190,58 @@ def test_writing_is_for_the_one_that_pulls(node: Node, image: Image) -> None:
     context = node.store.writing(volume)
     with pytest.raises(Conflict):
         _entered: WriteTarget = context.__enter__()
+
+
+def test_a_volume_that_somebody_removed_is_pulled_anew_when_it_is_wanted_next(
+    node: Node, image: Image
+) -> None:
+    node.pull(image(1))
+    lease = node.lease(image(1))
+    node.cache.volume(image(1).infohash).path.unlink()
+    # A job may still read what it has open.
+    assert node.cache.desire(image(1)).state is State.READY
+    node.cache.release(lease.lease)
+    assert node.cache.desire(image(1), active=True).state is State.RESERVED
+    assert node.pull(image(1)).state is State.READY
+    node.lease(image(1))
+
+
+def test_a_blocked_volume_that_somebody_removed_is_pulled_anew_once_it_is_approved(
+    node: Node, image: Image
+) -> None:
+    node.pull(image(1))
+    node.cache.block(image(1).infohash, "not on the site list")
+    node.cache.volume(image(1).infohash).path.unlink()
+    assert node.cache.unblock(image(1).infohash).state is State.READY
+    assert node.cache.desire(image(1)).state is State.RESERVED
+
+
+def test_a_volume_that_somebody_wrote_to_is_verified_again_when_it_is_wanted_next(
+    node: Node, image: Image
+) -> None:
+    node.pull(image(1))
+    lease = node.lease(image(1))
+    os.utime(node.cache.volume(image(1).infohash).path)
+    assert node.cache.desire(image(1)).damaged
+    node.cache.release(lease.lease)
+    assert node.state(image(1)) is State.PULLING
+
+
+def test_an_instance_that_cannot_be_removed_keeps_no_agent_from_starting(
+    node: Node, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.pull(image(1))
+    own = holder_of_pid(os.getpid())
+    dead = node.lease(image(1), replace(own, start_time=own.start_time - 1))
+    with monkeypatch.context() as patched:
+
+        def busy(store: FileStore, lease: str) -> None:
+            raise StorageFailed(f"instance of {lease} is open", hint="wait")
+
+        patched.setattr(FileStore, "drop_instance", busy)
+        node.restart()
+        assert node.recovery.dropped_leases == (dead,)
+        assert node.state(image(1)) is State.READY
+    assert [one.lease for one in node.store.instances()] == [dead.lease]
+    node.cache.reap_dead_leases()
+    assert node.store.instances() == ()
