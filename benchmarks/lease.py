@@ -10,7 +10,8 @@ One object:
 * ``p99_ms``: one at a time, of the two stores that have a bar; ``apart``: of the others,
 * ``fifty``: the last one's end over 50 times the median of one at a time,
 * ``details``: with ``fifty_of_served``, the same over 50 times the median from one of the fifty's
-  answers to the next (each snapshot of an origin costs LVM more than the one before), and ``load``: the machine's load average before and after.
+  answers to the next (each snapshot of an origin costs LVM more than the one before);
+* ``load``: the machine's load average before and after.
 """
 
 from __future__ import annotations
