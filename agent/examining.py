@@ -62,11 +62,14 @@ def state_directory(settings: AgentSettings) -> Iterator[Finding]:
                 "warning",
             )
         elif file.suffix == ".json" and file.is_file() and not _is_json(file):
+            resume = file.parent.name == "resume"  # passed over, never set aside
             yield Finding(
                 "state-file-broken",
                 str(file),
-                "cannot be read; a start sets it aside and verifies what it spoke of",
-                "systemctl restart distrib-agent",
+                "cannot be read; a start sets it aside and verifies what it spoke of"
+                if not resume
+                else "cannot be read; what it spoke of is verified when it is pulled on",
+                f"rm {file}" if resume else "systemctl restart distrib-agent",
             )
 
 

@@ -162,9 +162,9 @@ class Cache:
 
         Returns the record: ``reserved`` (fresh: no byte is there), ``pulling`` (bytes may be there
         and are to be verified), a later state when it was here already, or ``failed`` with the
-        reason (no-space, target-too-small, storage-failed). A failed one is only tried again with
-        ``retry``. ``active``: it becomes the active version now, or once it is ready when another
-        that is active can be used until then."""
+        reason. A failed one is only tried again with ``retry``, or once the instances are gone
+        that were in the way. ``active``: it becomes the active version now, or once it is ready
+        when another that is active can be used until then."""
         with self._lock:
             if self._room.desired is not None:
                 self._room.desired.add(image.infohash)
@@ -176,7 +176,7 @@ class Cache:
                 record = self._room.take(
                     absent(image, store or self._default_store, self._ledger.now())
                 )
-            elif record.state is State.FAILED and retry:
+            elif self._room.is_free_again(record) or (record.state is State.FAILED and retry):
                 record = self._room.take(record)
             elif self._room.is_open(record):
                 record = self._leasing.mark_damaged(record, "somebody wrote to it")

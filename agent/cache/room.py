@@ -73,6 +73,19 @@ class Room:
         lost = record.state is State.READY and self.volume(record) is None
         return lost and not self._ledger.leases_of(record.infohash)
 
+    def is_free_again(self, record: VolumeRecord) -> bool:
+        """Whether what kept a failed volume from being verified anew, the instances on it, has
+        ended: it is sealed still."""
+        if record.state is not State.FAILED or record.reason is not NodeReason.INTERNAL:
+            return False
+        volume = self.volume(record)
+        standing = self._stores[record.store].instances()
+        return (
+            volume is not None
+            and volume.sealed
+            and not any(one.infohash == record.infohash for one in standing)
+        )
+
     def is_open(self, record: VolumeRecord) -> bool:
         """Whether a ready volume, not known as damaged, has lost its seal."""
         if record.state is not State.READY or record.damaged:

@@ -69,13 +69,15 @@ def ask_agent(socket: Path) -> Iterator[Finding]:
             "warning",
         )
     for image in report["images"]:
-        yield from _of_image(image)
+        yield from _of_image(image, report["node"])
 
 
-def _of_image(image: dict[str, Any]) -> Iterator[Finding]:
+def _of_image(image: dict[str, Any], node: str) -> Iterator[Finding]:
     name = f"{image['identifier']}@{image['version']}"
     why = f"{image.get('reason')}: {image['text']}"
     if image["state"] == "failed":
-        yield Finding("image-failed", name, why, "distrib rollout retry  # once it is mended")
+        again = f"distrib rollout start {name} --nodes {node}  # once it is mended"
+        yield Finding("image-failed", name, why, again)
     elif image["state"] in ("ready", "leased") and image.get("reason") == "hash-failed":
-        yield Finding("image-damaged", name, why, f"distrib-agent verify {name}")
+        ends = "distrib-agent leases  # it is repaired once those on it have ended"
+        yield Finding("image-damaged", name, why, ends)

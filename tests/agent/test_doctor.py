@@ -27,6 +27,7 @@ from agent.cli import doctor
 from agent.cli.doctor import ask_agent
 from agent.examining import examine
 from agent.settings import AgentSettings
+from distrib.cli.rollout import rollout
 from tests.farm.process import BIN
 
 FORMAT = Path(__file__).parents[2] / "docs" / "formats" / "doctor.md"
@@ -125,6 +126,17 @@ def test_state_files_that_cannot_be_read(ground: Ground) -> None:
     (ground.state / "volumes" / "aa.json").write_bytes(b'{"v": 1, "infoh')
     (ground.state / "volumes" / "bb.json.bad").write_bytes(b"")
     assert ground.codes() == ["state-file-broken", "state-file-set-aside"]
+
+
+def test_a_resume_file_that_cannot_be_read_may_be_removed(ground: Ground) -> None:
+    (ground.state / "resume").mkdir()
+    file = ground.state / "resume" / "aa.json"
+    file.touch()
+    settings = AgentSettings.load(file=None, flags=ground.flags, environ={})
+    (command,) = (one.command for one in examine(settings) if one.code == "state-file-broken")
+    assert command == f"rm {file}"
+    subprocess.run(command.split(), check=True)
+    assert ground.codes() == []
 
 
 def test_a_quota_that_the_disk_cannot_keep(ground: Ground) -> None:
@@ -263,6 +275,7 @@ def test_what_a_running_agent_says(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     image = {"identifier": "7cb7", "version": "1", "text": "why"}
     report: dict[str, Any] = {
+        "node": "wn001",
         "refused": {"envelope-signature": 3},
         "images": [
             image | {"state": "failed", "reason": "no-space"},
@@ -287,6 +300,9 @@ def test_what_a_running_agent_says(tmp_path: Path) -> None:
         found = list(ask_agent(path))
         server.join()
     assert [one.code for one in found] == ["refused", "image-failed", "image-damaged"]
+    words = found[1].command.partition("  #")[0].split()
+    assert words[:3] == ["distrib", "rollout", "start"]
+    assert rollout.commands["start"].make_context("start", words[3:]).params["image"] == "7cb7@1"
 
 
 def test_the_command_works_while_the_agent_is_down(ground: Ground) -> None:

@@ -245,3 +245,16 @@ def test_an_instance_that_cannot_be_removed_keeps_no_agent_from_starting(
     assert [one.lease for one in node.store.instances()] == [dead.lease]
     node.cache.reap_dead_leases()
     assert node.store.instances() == ()
+
+
+def test_a_volume_whose_record_is_damaged_is_verified_once_the_jobs_on_it_have_ended(
+    node: Node, image: Image
+) -> None:
+    node.pull(image(1))
+    lease = node.lease(image(1))
+    (node.state_dir / "volumes" / f"{image(1).infohash}.json").write_bytes(b"{")
+    node.restart()
+    assert "carries the instances" in node.cache.desire(image(1)).text
+    assert node.cache.desire(image(1)).state is State.FAILED
+    node.cache.release(lease.lease)
+    assert node.cache.desire(image(1)).state is State.PULLING
