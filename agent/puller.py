@@ -118,13 +118,16 @@ class Puller:
 
     async def cancel(self, infohash: str, reason: NodeReason, text: str) -> None:
         """End a pull; what is on disk stays."""
-        task = self._tasks.pop(infohash, None)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
         record = await asyncio.to_thread(self._parts.cache.record, infohash)
-        if record is not None and record.state in UNDER_WAY:
-            await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
+        try:
+            # First of all: the next look would begin again what is under way and has no task.
+            if record is not None and record.state in UNDER_WAY:
+                await asyncio.to_thread(self._parts.cache.fail, infohash, reason, text)
+        finally:
+            task = self._tasks.pop(infohash, None)
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         self._changed()
 
     def node_at(self, infohash: str, address: str) -> str | None:
