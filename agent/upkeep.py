@@ -21,7 +21,7 @@ from agent.socket.caller import Caller
 from agent.socket.request import parse
 from agent.socket.server import Args, Operation, Send
 from distrib.bus.messages import State
-from distrib.errors import NotReady
+from distrib.errors import NotFound, NotReady, TorrentMismatch
 from distrib.swarm.pieces import piece_hashes
 from distrib.trust.sitelist import SiteImage
 
@@ -88,11 +88,18 @@ class Upkeep:
 
     async def _bad_pieces(self, record: VolumeRecord, image: SiteImage, send: Send) -> list[int]:
         """Read all of a volume again, from the disk; say how far it is."""
-        known = self._torrents.with_layers(image)
-        if known is None:
-            raise NotReady(f"image {record.image}: no piece hashes here", hint="pull it again")
-        info, torrent = known
         volume = await asyncio.to_thread(self._cache.volume, record.infohash)
+        try:
+            known = await asyncio.to_thread(self._torrents.layers_of, image, volume.path)
+        except TorrentMismatch:
+            # Without its hashes nobody can say which of them.
+            return list(range(-(-image.size_bytes // image.piece_bytes)))
+        if known is None:
+            raise NotReady(
+                f"image {record.image}: its torrent is not here",
+                hint="it comes from the broker by itself: see `distrib-agent doctor`",
+            )
+        info, torrent = known
         done = [0]
         stop = threading.Event()
 
@@ -103,7 +110,14 @@ class Upkeep:
                 for index in range(info.pieces):
                     if stop.is_set():
                         break
-                    if not rereading.is_good(index):
+                    try:
+                        good = rereading.is_good(index)
+                    except FileNotFoundError:
+                        raise NotFound(
+                            f"image {record.image} was removed meanwhile",
+                            hint="see `distrib-agent status`",
+                        ) from None
+                    if not good:
                         bad.append(index)
                     done[0] = index + 1
             return bad

@@ -12,7 +12,7 @@ import structlog
 
 from agent.cache import durable
 from distrib.errors import DistribError, TorrentMismatch
-from distrib.swarm.pieces import piece_hashes
+from distrib.swarm.pieces import piece_hashes, torrent_from_volume
 from distrib.swarm.torrent import TorrentInfo, check_info, info_of
 
 log = structlog.get_logger(__name__)
@@ -69,6 +69,18 @@ class TorrentFiles:
             piece_hashes(torrent, info)
         except (OSError, DistribError):
             return None
+        return info, torrent
+
+    def layers_of(self, image: Known, volume: Path) -> tuple[TorrentInfo, bytes] | None:
+        """The same, with layers that are made from a volume's bytes, and kept, where only the info
+        dictionary is here. Raises TorrentMismatch where these are other bytes, StorageFailed."""
+        found, known = self.with_layers(image), self.info(image)
+        if found is not None or known is None:
+            return found
+        info, raw = known
+        with durable.storage_errors("reading", volume), volume.open("rb") as file:
+            torrent = torrent_from_volume(file.fileno(), raw, info)
+        self.keep_layers(image, torrent)
         return info, torrent
 
     def known(self) -> frozenset[str]:
