@@ -238,14 +238,14 @@ def site_list(settings: AgentSettings) -> Iterator[Finding]:
             "site-list-stale",
             str(file),
             f"the newest one came {age_s / 3600:.0f} h ago: no new leases are given",
-            "distrib doctor  # on the head node; then: distrib-agent status",
+            "distrib node list  # does the head answer? then: distrib-agent status",
         )
     elif age_s > settings.trust.alarm_age_s:
         yield Finding(
             "site-list-old",
             str(file),
             f"the newest one came {age_s / 3600:.0f} h ago; new ones come every hour",
-            "distrib doctor  # on the head node",
+            "distrib node list  # does the head answer?",
             "warning",
         )
 

@@ -121,12 +121,13 @@ class Leasing:
         """See ``Cache.reap_dead_leases``."""
         with self._lock:
             now, held = self._ledger.now(), tuple(self._ledger.leases.values())
-        suspects = [one for one in held if not self._lives(one, now)]
+        # A lease that was not made, and that nobody makes, could not be taken back at once.
+        suspects = [one for one in held if not one.made or not self._lives(one, now)]
         with self._lock:
             dead = tuple(
                 one
                 for one in suspects
-                if one.lease in self._ledger.leases and one.lease not in self._making
+                if self._ledger.leases.get(one.lease) == one and one.lease not in self._making
                 if self._forget(one)
             )
             # Also instances whose removal failed when their leases ended.
@@ -162,8 +163,12 @@ class Leasing:
             )
         volume = self._room.volume(record)
         if record.state is not State.READY or volume is None or not volume.sealed:
+            what = f"is {record.state}, not ready"
+            if record.state is State.READY:
+                lost = "is not there" if volume is None else "was written to"
+                what = f"cannot be leased: its volume {lost}, and is made good"
             raise NotReady(
-                f"image {record.image} is {record.state}, not ready",
+                f"image {record.image} {what}",
                 hint="wait, or see `distrib-agent status` for the reason",
                 image=record.image,
                 state=str(record.state),

@@ -18,7 +18,7 @@ from agent.cache.leases import Lease
 from agent.cache.records import ImageVersion
 from agent.cache.store import Instance, Volume
 from distrib.bus.messages import State
-from distrib.errors import Conflict, NotReady, Revoked
+from distrib.errors import Conflict, NotReady, Revoked, StorageFailed
 from tests.cache.node import MIB, Node
 
 Image = Callable[..., ImageVersion]
@@ -103,6 +103,41 @@ def test_one_lease_that_cannot_be_removed_keeps_no_other(node: Node, image: Imag
     record.rmdir()
     assert node.cache.reap_dead_leases() == (leases[0],)
     assert node.store.instances() == ()
+
+
+class Failing(FileStore):
+    """A store that fails to make an instance, after ``meanwhile``."""
+
+    def __init__(self, directory: Path, meanwhile: Callable[[str], None]) -> None:
+        super().__init__(directory, 10 * MIB)
+        self._meanwhile = meanwhile
+
+    def make_instance(self, volume: Volume, lease: str, **_: int) -> Instance:
+        self._meanwhile(lease)
+        raise StorageFailed("the disk is away")
+
+
+def test_a_lease_that_was_not_made_and_could_not_be_taken_back_is_reaped(
+    node: Node, image: Image
+) -> None:
+    node.pull(image(1))
+
+    def hinder(lease: str) -> None:
+        record = node.state_dir / "leases" / f"{lease}.json"
+        record.unlink()
+        (record / "in the way").mkdir(parents=True)
+
+    node.restart(Failing(node.cache_dir, hinder))
+    with pytest.raises(StorageFailed):
+        node.lease(image(1))
+    (left,) = node.cache.leases()
+    assert not left.made
+    record = node.state_dir / "leases" / f"{left.lease}.json"
+    (record / "in the way").rmdir()
+    record.rmdir()
+    # Its holder, this process, lives on.
+    assert node.cache.reap_dead_leases() == (left,)
+    assert node.cache.leases() == ()
 
 
 class Slow(FileStore):
