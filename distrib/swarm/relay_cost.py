@@ -24,6 +24,9 @@ WIRE = 1.056
 DELAY_SHARE = 0.05
 """The delay from first to last node may be this part of what one link needs for the image."""
 
+DELAY_FLOOR_S = 1.0
+"""A delay that is nobody's concern, however small the image."""
+
 GIGABIT_BPS = 125_000_000
 BLOCK_NODES = 64
 """Nodes of one block at most: a larger rack is several blocks, each of which is entered."""
@@ -66,8 +69,8 @@ class Terms:
 
     @property
     def chain_hops(self) -> int:
-        """The longest chain whose delay is within DELAY_SHARE; a chain of two is always."""
-        return max(int(DELAY_SHARE * self.once_s / self.hop_s), 2)
+        """The longest chain whose delay is within DELAY_SHARE, or DELAY_FLOOR_S; at least two."""
+        return max(int(max(DELAY_SHARE * self.once_s, DELAY_FLOOR_S) / self.hop_s), 2)
 
 
 def choose(nodes: int, terms: Terms) -> Shape:

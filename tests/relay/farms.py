@@ -18,8 +18,8 @@ SEEDER = Member("seeder", "192.0.2.250", 6881, has_all=True, progress=1.0)
 SECOND = Member("seeder2", "192.0.2.251", 6881, has_all=True, progress=1.0)
 
 GIGABIT = 125_000_000
-#: 200 MB: a chain may have two hops here, more become trees.
-SHALLOW = Terms(200_000_000, 64 * 1024, GIGABIT, trees=True)
+#: Pieces so large that a chain may have two hops; more become trees.
+SHALLOW = Terms(200_000_000, 64 << 20, GIGABIT, trees=True)
 #: 10 GB: chains of up to a hundred.
 TEN_GB = Terms(10_000_000_000, 256 * 1024, GIGABIT, trees=True)
 
