@@ -18,6 +18,7 @@ from distrib.bus.topics import is_node_name
 from distrib.db.audit import record
 from distrib.db.models import Node
 from distrib.errors import NotFound, OperatorError
+from distrib.rollout.plan import LINK_LABEL, is_link_rate
 
 router = APIRouter(tags=["nodes"])
 
@@ -42,6 +43,14 @@ class NodeEntry(Body):
             return str(ipaddress.ip_address(value))
         except ValueError:
             raise ValueError(f"{value[:60]!r} is no IP address") from None
+
+    @field_validator("labels")
+    @classmethod
+    def _has_a_rate(cls, value: dict[str, str]) -> dict[str, str]:
+        """The one label that is more than a name: the relay plan goes by it."""
+        if LINK_LABEL in value and not is_link_rate(value[LINK_LABEL]):
+            raise ValueError(f"{LINK_LABEL}={value[LINK_LABEL]}: a whole number of Mbit/s")
+        return value
 
 
 @router.get("/nodes")

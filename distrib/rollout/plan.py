@@ -28,6 +28,11 @@ _MBIT = re.compile(r"[1-9][0-9]{0,6}")
 _KEY = re.compile(r"[\w./-]{1,64}")
 
 
+def is_link_rate(text: str) -> bool:
+    """Whether it can be the value of the label ``link_mbit``."""
+    return _MBIT.fullmatch(text) is not None
+
+
 @dataclass(frozen=True)
 class InventoryNode:
     """A node as the site's inventory has it."""
@@ -41,7 +46,7 @@ class InventoryNode:
     def link_bps(self) -> int:
         """The rate of its link in bytes per second, from the label ``link_mbit``; 0: not known."""
         text = str(self.labels.get(LINK_LABEL, ""))
-        return int(text) * 125_000 if _MBIT.fullmatch(text) else 0
+        return int(text) * 125_000 if is_link_rate(text) else 0
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ def test_bad_requests_are_told_what_is_wrong(served: Head) -> None:
         refused(http.put("/nodes/seeder", json={"address": "127.0.0.2"}), 422, "usage")
         refused(http.put("/nodes/wn001", json={"address": "::1", "rak": "R1"}), 422, "usage")
         refused(http.put("/nodes/wn001", json={"address": "::1", "rack": "a b"}), 422, "usage")
+        slow = {"address": "::1", "labels": {"link_mbit": "fast"}}
+        refused(http.put("/nodes/wn001", json=slow), 422, "usage")
         refused(http.post("/endorsers", json={"dn": "nobody", "ca": "/CN=x"}), 422, "usage")
         refused(http.post("/images", json={"list": "%%", "size_bytes": 1}), 422, "usage")
         refused(http.get("/nowhere"), 404, "not-found")
