@@ -112,7 +112,10 @@ class Planner:
             pulls = {}
             for node, links in plan.links.items():
                 held = self._fleet.held(node, infohash)
-                if held is not None and held.state is State.PULLING and held.bytes_total:
+                if held is None or held.state is not State.PULLING or not held.bytes_total:
+                    continue
+                # Who copies most of it from an older version fetches little: it is not slow.
+                if not held.copied_bytes:
                     parents = tuple(dict.fromkeys(peer.node for peer in links.parents))
                     pulls[node] = Pull(held.rate_bps, held.bytes_done / held.bytes_total, parents)
             if not pulls:
