@@ -16,6 +16,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 MIB = 1 << 20
 PIECE = 64 << 10
 SIZE = 16 * MIB
+# Nodes that join the farm later are warmed by rollouts to all.
+FIRST_FOUR = "wn1,wn2,wn3,wn4"
 
 
 def spoil(path: Path, at: int) -> None:
@@ -32,19 +34,19 @@ def spoil(path: Path, at: int) -> None:
 def test_a_rollout_of_a_new_version_brings_every_node_only_what_changed(
     farm: Farm, tmp_path: Path
 ) -> None:
-    older = farm.publish(SIZE, alias="first")
-    wait(farm, start(farm, older))
+    older = farm.publish(SIZE, alias="older")
+    wait(farm, start(farm, older, FIRST_FOUR))
     data = bytearray(older.file.read_bytes())
     changed = range(MIB, SIZE, 4 * MIB)
     for at in changed:
         data[at : at + 100] = os.urandom(100)
     file = tmp_path / "second.raw"
     file.write_bytes(data)
-    newer = farm.endorse(file, alias="second", identifier=older.identifier)
+    newer = farm.endorse(file, alias="newer", identifier=older.identifier)
     farm.approve(newer)
     unlucky = next(iter(farm.nodes.values()))
     spoil(unlucky.volume(older), 2 * MIB + 5)
-    done = wait(farm, start(farm, newer))
+    done = wait(farm, start(farm, newer, FIRST_FOUR))
     rows = done["nodes"]
     assert isinstance(rows, list)
     assert len(rows) == len(farm.nodes)

@@ -18,7 +18,7 @@ from distrib.trust.signature import open_smime, sign_smime
 from distrib.trust.sitelist import SiteList, parse_site_list, render_site_list
 from tests.farm.bystander import retain, retained
 from tests.farm.farm import Farm, Node
-from tests.farm.process import CommandFailed, eventually
+from tests.farm.process import CommandFailed, command, eventually
 from tests.stories.test_rollout import MIB, seeder_of, sha256, start, wait
 
 pytestmark = pytest.mark.timeout(240)
@@ -36,10 +36,21 @@ def signed_by_catalogue(farm: Farm, site_list: SiteList) -> bytes:
     return sign_smime(render_site_list(site_list), certificate, key)
 
 
-def test_forged_expired_and_old_site_lists_are_refused_each_with_its_code(farm: Farm) -> None:
+@pytest.fixture(scope="module")
+def watcher(farm: Farm) -> str:
+    """Somebody who may read what nodes read. The broker knows clients by their certificates: who
+    connects by a node's own takes its connection away."""
+    site = str(farm.pki / "site")
+    command(["distrib", "testpki", "issue", site, "--role", "node", "--name", "watcher"])
+    return "watcher"
+
+
+def test_forged_expired_and_old_site_lists_are_refused_each_with_its_code(
+    farm: Farm, watcher: str
+) -> None:
     image = farm.publish(2 * MIB, alias="believed")
     node = farm.nodes["wn1"]
-    genuine = retained(farm, "wn4", "site-list")
+    genuine = retained(farm, watcher, "site-list")
     current = parse_site_list(open_smime(genuine).content)
     eventually("the node follows", lambda: report(node)["site_list_version"] == current.version)
     now = datetime.now(UTC)
@@ -67,13 +78,13 @@ def test_forged_expired_and_old_site_lists_are_refused_each_with_its_code(farm: 
 
 
 def test_a_torrent_in_the_place_of_another_is_refused_against_the_site_list(
-    farm: Farm, tmp_path: Any
+    farm: Farm, watcher: str, tmp_path: Any
 ) -> None:
     image = farm.publish(2 * MIB, alias="replaced")
     node = farm.nodes["wn2"]
     infohash = farm.ask("image", "show", "replaced")["infohash"]
     topic = f"torrent/{infohash}"
-    genuine = retained(farm, "wn4", topic)
+    genuine = retained(farm, watcher, topic)
     (tmp_path / "image.raw").write_bytes(os.urandom(2 * MIB))
     make_torrent(tmp_path / "image.raw", piece_bytes=64 << 10, out=tmp_path / "other")
     # A seeder that connects again would put its own torrent in the place of the forged one.
@@ -90,7 +101,7 @@ def test_a_torrent_in_the_place_of_another_is_refused_against_the_site_list(
         assert report(node)["refused"]["torrent-mismatch"] > 0
     finally:
         os.kill(seeder, signal.SIGCONT)
-    eventually("the seeder mends it", lambda: retained(farm, "wn4", topic) == genuine)
+    eventually("the seeder mends it", lambda: retained(farm, watcher, topic) == genuine)
     wait(farm, rollout)
     assert sha256(node.volume(image)) == image.sha256
 

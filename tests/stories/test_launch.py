@@ -140,8 +140,10 @@ def test_a_lease_dies_with_its_holder_also_over_a_restart(launching: tuple[Node,
     assert node.state(image) == "ready"
 
 
-def test_an_agent_that_serves_what_it_pulled_is_small_again(farm: Farm) -> None:
-    node = farm.nodes["wn4"]
+def test_an_agent_that_serves_what_it_pulled_is_small_again(
+    farm: Farm, join: Callable[..., Node]
+) -> None:
+    node = join("weighed")
     image = farm.publish(64 * MIB, alias="weighed")
     wait(farm, start(farm, image, node.name))
     assert node.agent is not None

@@ -92,7 +92,7 @@ def test_room_for_an_image_is_made_of_one_that_is_closed_first(farm: Farm, join:
     node = join("crowded", cache={"capacity_bytes": 20 * MIB})
     first, second = (
         farm.publish(12 * MIB, alias="closed-first"),
-        farm.publish(12 * MIB, alias="second"),
+        farm.publish(12 * MIB, alias="closed-second"),
     )
     wait(farm, start(farm, first, node.name))
     farm.distrib("image", "deny", first.alias, "--reason", "no more")
