@@ -11,9 +11,12 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from distrib.trust.testpki import Demo, create_demo
+from tests.handshakes import cut_connections, forgive
 from tests.head.stories import Endorser
 from tests.intake.stories import Site
 from tests.subscriptions.server import ListServer, list_server
+
+__all__ = ["cut_connections"]
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +43,8 @@ def site(tmp_path: Path, pki: Demo, server: ListServer) -> Iterator[Site]:
     with structlog.testing.capture_logs():
         yield made
     made.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Connections are cut in handshakes here."""
+    forgive(items, Path(__file__).parent)

@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from distrib.trust.testpki import Demo, create_demo
 from distrib.trust.testpki import Role as CertificateRole
+from tests.handshakes import cut_connections, forgive
 from tests.head.stories import Endorser, Head
 from tests.subscriptions.server import ListServer, list_server
 from tests.subscriptions.stories import Follower, open_site
+
+__all__ = ["cut_connections"]
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +70,8 @@ def head(tmp_path: Path, pki: Demo, logged: list[Any]) -> Iterator[Head]:
 def follower(head: Head, server: ListServer, endorser: Endorser) -> Follower:
     """Follows the experiment's list on the server."""
     return Follower(head, server, endorser)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Connections are cut in handshakes here."""
+    forgive(items, Path(__file__).parent)
