@@ -62,6 +62,13 @@ def make_directory(directory: Path) -> None:
         fsync_directory(directory.parent)
 
 
+def _fill(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    os.fsync(fd)
+
+
 def replace(path: Path, data: bytes) -> None:
     """Put ``data`` in the place of ``path``, whole and durable. Raises StorageFailed.
 
@@ -73,10 +80,7 @@ def replace(path: Path, data: bytes) -> None:
     with storage_errors("writing", path):
         fd = os.open(temporary, flags, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            _fill(fd, data)
             temporary.replace(path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -93,10 +97,7 @@ def write(path: Path, data: bytes) -> None:
     with storage_errors("writing", path):
         fd = os.open(path, flags, 0o600)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            _fill(fd, data)
         except OSError:
             path.unlink(missing_ok=True)
             raise
