@@ -14,8 +14,9 @@ from typing import ClassVar, Literal
 import structlog
 from pydantic import Field
 
-from distrib.bus.messages import SeederPresence, encode
+from distrib.bus.messages import SeederPresence
 from distrib.bus.mqtt import Bus, BusSettings, Publication
+from distrib.bus.schema import encode
 from distrib.bus.topics import Topics
 from distrib.config import Section, Settings
 from distrib.errors import DistribError, StorageFailed, TorrentMismatch

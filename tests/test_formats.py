@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from agent.cache.records import VolumeRecord
 from distrib import errors
 from distrib.bus import messages
-from distrib.bus.messages import NodeReason, decode, encode
+from distrib.bus.messages import NodeReason
+from distrib.bus.schema import MESSAGE_MAX_BYTES, decode, encode
 from distrib.errors import DistribError, ExitStatus, MessageInvalid
 from distrib.trust.imagelist import parse_image_list, render_image_list
 from distrib.trust.reasons import ReasonCode
@@ -29,6 +30,7 @@ def examples(page: str) -> list[str]:
     list(
         enumerate(
             (
+                messages.FarmMap,
                 messages.Presence,
                 messages.Desired,
                 messages.Orders,
@@ -88,7 +90,7 @@ def test_every_exit_status_is_on_its_page() -> None:
         b'{"node": "UPPER", "online": true}',
         b'{"node": "wn001", "online": "perhaps"}',
         b"[" * 200_000,
-        b" " * (messages.MESSAGE_MAX_BYTES + 1),
+        b" " * (MESSAGE_MAX_BYTES + 1),
         b'{"node": "wn001", "online": true, "sent_at": "2026-03-01T12:00:00"}',
     ],
 )

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from distrib.bus import crl
 from distrib.bus.crl import CrlFile
-from distrib.bus.messages import MESSAGE_MAX_BYTES
+from distrib.bus.schema import MESSAGE_MAX_BYTES
 from distrib.bus.topics import DEFAULT_PREFIX
 from distrib.child import Child
 from distrib.config import Section
@@ -68,7 +68,10 @@ def broker_acl(prefix: str, seeders: tuple[str, ...] = ("seeder",)) -> str:
     lines = [
         "user controller",
         f"topic read {prefix}/#",
-        *(f"topic write {prefix}/{leaf}" for leaf in ("site-list", "crl", "controller/sync")),
+        *(
+            f"topic write {prefix}/{leaf}"
+            for leaf in ("site-list", "crl", "farm", "controller/sync")
+        ),
         *(f"topic write {prefix}/node/+/{leaf}" for leaf in ("desired", "orders")),
         # Retained topics of a node that is forgotten are cleared.
         *(f"topic write {prefix}/node/+/{leaf}" for leaf in ("presence", "report")),
@@ -84,7 +87,7 @@ def broker_acl(prefix: str, seeders: tuple[str, ...] = ("seeder",)) -> str:
         "",
         *(f"pattern write {prefix}/node/%u/{leaf}" for leaf in own_topics),
         *(f"pattern read {prefix}/node/%u/{leaf}" for leaf in ("desired", "orders")),
-        *(f"pattern read {prefix}/{leaf}" for leaf in ("site-list", "crl", "torrent/+")),
+        *(f"pattern read {prefix}/{leaf}" for leaf in ("site-list", "crl", "farm", "torrent/+")),
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,70 +1,33 @@
-"""The one message schema (docs/formats/messages.md): what nodes, seeders and controller say.
+"""What nodes, seeders and controller say to each other (docs/formats/messages.md).
 
-Every message is a frozen pydantic model. ``decode`` turns bytes into a model or raises
-``MessageInvalid`` with one line; ``encode`` is its inverse. Unknown keys are ignored, so that a
-newer peer may say more; everything known is bounded.
+Every message is a frozen pydantic model; ``distrib.bus.schema`` reads and writes them.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    TypeAdapter,
-    ValidationError,
+from pydantic import Field
+
+from distrib.bus.schema import (
+    Bytes,
+    ImageId,
+    Infohash,
+    Message,
+    Model,
+    NodeName,
+    Port,
+    Text,
+    Time,
+    Token,
+    VersionText,
 )
-
-from distrib.errors import MessageInvalid
 
 REPORTED_HOLDERS = 256
 """Of all images of a node together: what a report of a thousand images has room for."""
 
 HOLDER_MAX_CHARS = 128
-
-MESSAGE_MAX_BYTES = 1 << 20
-"""Larger messages are refused unread (a desired state of 200 images is about 200 KiB)."""
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError("time without a zone: end it with Z")
-    return value.astimezone(UTC)
-
-
-def _rfc3339(value: datetime) -> str:
-    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-Time = Annotated[datetime, AfterValidator(_utc), PlainSerializer(_rfc3339, return_type=str)]
-NodeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
-Infohash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-ImageId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-VersionText = Annotated[
-    str, Field(min_length=1, max_length=64, pattern=r"^[0-9A-Za-z][\w.,/+~-]*$")
-]
-Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Text = Annotated[str, Field(max_length=1000)]
-Token = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.:@+-]+$")]
-
-
-class Model(BaseModel):
-    """Base of all messages."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Message(Model):
-    """A message of its own on a topic."""
-
-    v: Literal[1] = 1
 
 
 class Transport(StrEnum):
@@ -73,6 +36,13 @@ class Transport(StrEnum):
     SWARM = "swarm"
     TSUNAMI = "tsunami"
     AUTO = "auto"
+
+
+class Traffic(StrEnum):
+    """How a pull stands to the other traffic of its node: ``background`` makes way for it."""
+
+    FOREGROUND = "foreground"
+    BACKGROUND = "background"
 
 
 class State(StrEnum):
@@ -112,12 +82,19 @@ class NodeReason(StrEnum):
     INTERNAL = "internal"
 
 
+HostKey = Annotated[str, Field(max_length=1000, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}$")]
+
+
 class Peer(Model):
-    """Where a node or seeder answers to BitTorrent."""
+    """Where a node or seeder answers to BitTorrent, and to SSH where it may be asked so.
+
+    ``host_keys``: of its sshd, as in known_hosts without the host ("ssh-ed25519 AAAA...")."""
 
     node: NodeName
     address: Annotated[str, Field(max_length=45)]
     port: Port
+    ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    host_keys: Annotated[tuple[HostKey, ...], Field(max_length=4)] = ()
 
 
 Peers = Annotated[tuple[Peer, ...], Field(max_length=256)]
@@ -132,6 +109,7 @@ class Presence(Message):
     boot_id: Text = ""
     swarm_port: Annotated[int, Field(ge=0, le=65535)] = 0
     stripe_ports: Annotated[tuple[Port, ...], Field(max_length=2)] = ()
+    ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
     cache_bytes: Bytes = 0
     cache_used_bytes: Bytes = 0
     sent_at: Time | None = None
@@ -144,9 +122,14 @@ class SeederPresence(Message):
     online: bool
     address: Annotated[str, Field(max_length=45)] = ""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
+    ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    web_seed: Annotated[str, Field(max_length=500)] = ""
     link_bps: Bytes = 0
     infohashes: Annotated[tuple[Infohash, ...], Field(max_length=10_000)] = ()
     sent_at: Time | None = None
+
+
+Url = Annotated[str, Field(max_length=500, pattern=r"^https?://[!-~]+$")]
 
 
 class Caps(Model):
@@ -168,10 +151,12 @@ class DesiredImage(Model):
     rollout: Token | None = None
     deadline: Time | None = None
     transport: Transport = Transport.SWARM
+    traffic: Traffic = Traffic.FOREGROUND
     parents: Peers = ()
     fallbacks: Peers = ()
     neighbours: Peers = ()
     stripes: Annotated[int, Field(ge=1, le=2)] = 1
+    web_seeds: Annotated[tuple[Url, ...], Field(max_length=8)] = ()
     caps: Caps = Caps()
 
 
@@ -210,7 +195,47 @@ class GrantTokens(Model):
     sources: Peers = ()
 
 
-Order = Annotated[Cancel | Reparent | GrantTokens, Field(discriminator="kind")]
+class EndUses(Model):
+    """End the guests and release the leases that use this image version."""
+
+    kind: Literal["end-uses"] = "end-uses"
+    infohash: Infohash
+    text: Text = ""
+
+
+Order = Annotated[Cancel | Reparent | GrantTokens | EndUses, Field(discriminator="kind")]
+
+
+Network = Annotated[str, Field(max_length=49)]
+"""An address, or a network with its prefix length ("192.0.2.0/28")."""
+
+
+class Place(Model):
+    """The nodes of one rack, by the networks that hold them and nobody else of the farm."""
+
+    rack: Annotated[str, Field(max_length=63)] = ""
+    room: Annotated[str, Field(max_length=63)] = ""
+    networks: Annotated[tuple[Network, ...], Field(max_length=4096)]
+
+
+class ClassCaps(Model):
+    """Caps by how near a peer is: the sum of what a node exchanges with all peers of a class."""
+
+    rack: Caps = Caps()
+    room: Caps = Caps()
+    elsewhere: Caps = Caps()
+
+
+class FarmMap(Message):
+    """Payload of the ``farm`` envelope: who belongs to the farm, and caps for everybody.
+
+    ``foreign``: networks outside the farm that may fetch and be fetched from."""
+
+    issued_at: Time
+    generation: Annotated[int, Field(ge=0, le=1 << 62)]
+    places: Annotated[tuple[Place, ...], Field(max_length=4096)] = ()
+    foreign: Annotated[tuple[Network, ...], Field(max_length=256)] = ()
+    caps: ClassCaps = ClassCaps()
 
 
 class Orders(Message):
@@ -229,6 +254,16 @@ class BadPeer(Model):
     address: Annotated[str, Field(max_length=45)]
     node: NodeName | None = None
     hash_failures: Annotated[int, Field(ge=1)]
+
+
+class Link(Model):
+    """Traffic with one peer over one transport, bytes per second of payload, now."""
+
+    node: NodeName | None = None
+    address: Annotated[str, Field(max_length=45)]
+    transport: Transport = Transport.SWARM
+    download_bps: Bytes = 0
+    upload_bps: Bytes = 0
 
 
 class HolderKind(StrEnum):
@@ -274,6 +309,8 @@ class ImageReport(Model):
     text: Text = ""
     since: Time
     bad_peers: Annotated[tuple[BadPeer, ...], Field(max_length=64)] = ()
+    links: Annotated[tuple[Link, ...], Field(max_length=32)] = ()
+    by_transport: Annotated[dict[Token, Bytes], Field(max_length=8)] = Field(default_factory=dict)
 
 
 class Report(Message):
@@ -284,7 +321,7 @@ class Report(Message):
     sent_at: Time
     generation: Annotated[int, Field(ge=0)] = 0
     site_list_version: Text = ""
-    refused: Annotated[dict[Token, int], Field(max_length=64)] = {}
+    refused: Annotated[dict[Token, int], Field(max_length=64)] = Field(default_factory=dict)
     capacity_bytes: Bytes = 0
     used_bytes: Bytes = 0
     images: Annotated[tuple[ImageReport, ...], Field(max_length=1000)] = ()
@@ -360,38 +397,3 @@ class Event(Message):
     job: Text = ""
     beneficiary: Text = ""
     text: Text = ""
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def encode(message: BaseModel) -> bytes:
-    """JSON, compact, UTF-8."""
-    return message.model_dump_json(exclude_none=True).encode()
-
-
-def describe(error: ValidationError) -> str:
-    """The first fault of a validation in one line: where and what."""
-    first: Any = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "document"
-    return f"{where}: {first['msg']}"
-
-
-def decode(model: type[M], data: bytes, *, what: str) -> M:
-    """Parse ``data`` as ``model``.
-
-    Raises MessageInvalid (``what`` names the topic or file) for anything but a well-formed
-    message of major version 1 within the bounds.
-    """
-    if len(data) > MESSAGE_MAX_BYTES:
-        raise MessageInvalid(
-            f"{what}: {len(data)} bytes, more than {MESSAGE_MAX_BYTES}", hint="ignored unread"
-        )
-    try:
-        return TypeAdapter(model).validate_json(data)
-    except ValidationError as error:
-        raise MessageInvalid(
-            f"{what}: {describe(error)}", hint="the sender and this side differ in version, or lie"
-        ) from None
-    except RecursionError:
-        raise MessageInvalid(f"{what}: nested too deep", hint="ignored") from None

@@ -26,7 +26,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from pydantic import Field
 
-from distrib.bus.messages import MESSAGE_MAX_BYTES
+from distrib.bus.schema import MESSAGE_MAX_BYTES
 from distrib.bus.topics import DEFAULT_PREFIX, Topics
 from distrib.config import Section
 from distrib.errors import ConfigInvalid

@@ -39,6 +39,11 @@ class Topics:
     def crl(self) -> str:
         return f"{self.prefix}/crl"
 
+    @property
+    def farm(self) -> str:
+        """Who belongs to the farm."""
+        return f"{self.prefix}/farm"
+
     def torrent(self, infohash: str) -> str:
         """Where the info dictionary of ``infohash`` (v2, 64 hex digits) is kept."""
         if INFOHASH.fullmatch(infohash) is None:

@@ -12,17 +12,8 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from distrib.bus.messages import (
-    Cancel,
-    Caps,
-    Desired,
-    DesiredImage,
-    Orders,
-    Peer,
-    Transport,
-    decode,
-    encode,
-)
+from distrib.bus.messages import Cancel, Caps, Desired, DesiredImage, Orders, Peer, Transport
+from distrib.bus.schema import decode, encode
 from distrib.errors import DistribError
 from distrib.swarm.relay_peers import Links, RelayPeer
 from distrib.trust.envelope import key_id, open_envelope, seal

@@ -11,15 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from distrib.bus.messages import (
-    Event,
-    ImageReport,
-    Presence,
-    Report,
-    Request,
-    SeederPresence,
-    decode,
-)
+from distrib.bus.messages import Event, ImageReport, Presence, Report, Request, SeederPresence
+from distrib.bus.schema import decode
 from distrib.bus.topics import Topics, is_node_name
 from distrib.errors import MessageInvalid
 from distrib.rollout.machine import Claim, ImageKey

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.authority import Authority, GenerationDown, OrdersExpired, WrongNode
-from distrib.bus.messages import Cancel, Desired, Orders, encode
+from distrib.bus.messages import Cancel, Desired, Orders
+from distrib.bus.schema import encode
 from distrib.errors import DistribError, NotReady, SiteListStale, TrustRefused
 from distrib.trust.envelope import seal
 from distrib.trust.sitelist import ControllerKey, SiteList

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.authority import Authority as Node
-from distrib.bus.messages import Desired, encode
+from distrib.bus.messages import Desired
+from distrib.bus.schema import encode
 from distrib.errors import SiteListStale, TrustRefused
 from distrib.trust.envelope import EnvelopeRefused, key_id, open_envelope, seal
 from distrib.trust.signature import sign_smime

@@ -23,7 +23,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.socket.client import ask
-from distrib.bus.messages import Desired, DesiredImage, Peer, encode
+from distrib.bus.messages import Desired, DesiredImage, Peer
+from distrib.bus.schema import encode
 from distrib.errors import DistribError, NetworkError
 from distrib.trust.envelope import seal
 from distrib.trust.imagelist import Endorser, Image

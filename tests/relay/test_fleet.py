@@ -16,15 +16,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import insert
 
-from distrib.bus.messages import (
-    Desired,
-    ImageReport,
-    Presence,
-    Report,
-    SeederPresence,
-    encode,
-)
+from distrib.bus.messages import Desired, ImageReport, Presence, Report, SeederPresence
 from distrib.bus.messages import State as ImageState
+from distrib.bus.schema import encode
 from distrib.bus.topics import Topics
 from distrib.db import models
 from distrib.db.schema import upgrade

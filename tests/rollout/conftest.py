@@ -27,10 +27,9 @@ from distrib.bus.messages import (
     Report,
     SeederPresence,
     State,
-    decode,
-    encode,
 )
 from distrib.bus.mqtt import Bus, BusSettings, Publication
+from distrib.bus.schema import decode, encode
 from distrib.db import models
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from distrib.bus.messages import Event, EventKind, ParentLost, Request, State, encode
+from distrib.bus.messages import Event, EventKind, ParentLost, Request, State
+from distrib.bus.schema import encode
 from distrib.db import models
 from distrib.errors import Conflict, NotFound, OperatorError, TrustRefused
 from distrib.rollout.service import Rollouts
