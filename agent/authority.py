@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.aliases import KnownAliases
 from agent.cache import durable
-from distrib.bus.messages import Desired, Orders, decode
+from distrib.bus.messages import Desired, Orders
+from distrib.bus.schema import decode
 from distrib.errors import DistribError, MessageInvalid, NotReady, SiteListStale, TrustRefused
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.envelope import open_envelope

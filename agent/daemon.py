@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
 import structlog
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
-from agent.cache.device import DeviceStore
-from agent.cache.file import FileStore
 from agent.cache.holders import current_boot_id
 from agent.cache.leases import Lease
-from agent.cache.lvm import LvmStore
-from agent.cache.store import Store
 from agent.collecting import Collector
+from agent.configured import sessions_of, stores_of
 from agent.damage import Damage
+from agent.inbox import Inbox
 from agent.launching import Launcher
 from agent.news import CacheNews
 from agent.operations import Operations
@@ -36,14 +34,13 @@ from agent.socket.server import SocketServer
 from agent.systemd import notify, watchdog_interval_s
 from agent.upkeep import Upkeep
 from agent.watching import Watching
-from distrib.bus.messages import Caps, ParentLost, Presence, encode
+from distrib.bus.messages import Caps, ParentLost, Presence
 from distrib.bus.mqtt import Bus, Publication
+from distrib.bus.schema import encode
 from distrib.bus.topics import Topics
 from distrib.command import product_version
-from distrib.errors import ConfigInvalid, DistribError
+from distrib.errors import DistribError
 from distrib.lock import hold
-from distrib.swarm.profile import Link, lan_profile
-from distrib.swarm.session import Backend, SwarmSession
 from distrib.trust.directory import load_trust_directory
 
 log = structlog.get_logger(__name__)
@@ -69,8 +66,7 @@ class Agent:
         self._topics = Topics(settings.bus.prefix)
         self._news = CacheNews()
         self._overran: set[str] = set()
-        self._torrent_topics: set[str] = set()
-        self._sessions = self._make_sessions()
+        self._sessions = sessions_of(settings)
         self._authority = Authority(
             settings.state_dir,
             node=settings.node,
@@ -79,7 +75,7 @@ class Agent:
             clock_skew_s=settings.trust.clock_skew_s,
             clock=utc_now,
         )
-        stores = self._make_stores()
+        stores = stores_of(settings)
         self._cache = Cache(
             state_dir=settings.state_dir,
             stores=stores,
@@ -116,6 +112,14 @@ class Agent:
             swarm_port=self._swarm_port,
             clock=utc_now,
         )
+        self._inbox = Inbox(
+            self._bus,
+            self._topics,
+            settings.node,
+            authority=self._authority,
+            puller=lambda: self._puller,
+            refused=self._reporter.changed,
+        )
         self._damage = Damage(self._cache, self._news, puller=lambda: self._puller)
         self._puller = Puller(
             PullParts(
@@ -137,7 +141,7 @@ class Agent:
             own_caps=Caps(
                 download_bps=settings.swarm.download_bps, upload_bps=settings.swarm.upload_bps
             ),
-            want_torrent=self._want_torrent,
+            want_torrent=self._inbox.want_torrent,
             changed=self._reporter.changed,
             clock=utc_now,
         )
@@ -156,10 +160,9 @@ class Agent:
             self._torrents,
             self._resume,
             wanted=self._wanted,
-            forget_torrent=self._forget_torrent,
+            forget_torrent=self._inbox.forget_torrent,
         )
         self._launcher = Launcher(settings, clock=utc_now)
-        self._orders: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then end pulls and seeding, and say goodbye on the bus."""
@@ -198,7 +201,7 @@ class Agent:
             operations.table,
             admin_groups=frozenset(self._settings.admin_groups),
         )
-        self._subscribe()
+        self._inbox.open()
         async with contextlib.AsyncExitStack() as stack:
             for session in self._sessions.values():
                 await stack.enter_async_context(session.running())
@@ -234,117 +237,12 @@ class Agent:
 
     # -- parts ----------------------------------------------------------------------------------
 
-    def _make_sessions(self) -> dict[Backend, SwarmSession]:
-        swarm = self._settings.swarm
-        ports: dict[Backend, int] = {"pread": swarm.port}
-        if self._settings.cache.devices or self._settings.cache.lvm.vg:
-            ports["posix"] = swarm.device_port
-        return {
-            backend: SwarmSession(
-                lan_profile(address=swarm.address, port=port, link=Link(swarm.link_bps)),
-                backend=backend,
-            )
-            for backend, port in ports.items()
-        }
-
-    def _make_stores(self) -> list[Store]:
-        cache = self._settings.cache
-        stores: list[Store] = [FileStore(cache.directory, cache.capacity_bytes)]
-        if cache.devices:
-            stores.append(
-                DeviceStore(
-                    cache.devices,
-                    self._settings.state_dir / "devices",
-                    instances_dir=cache.directory / "device-instances",
-                    instances_capacity_bytes=cache.capacity_bytes,
-                )
-            )
-        if cache.lvm.vg:
-            stores.append(
-                LvmStore(
-                    cache.lvm.vg,
-                    self._settings.state_dir / "lvm",
-                    pvs=cache.lvm.pvs,
-                    capacity_bytes=cache.lvm.capacity_bytes,
-                    wipe=cache.lvm.wipe,
-                    tool_timeout_s=cache.lvm.timeout_s,
-                )
-            )
-        if cache.store not in {store.name for store in stores}:
-            needed = "cache.lvm.vg" if cache.store == "lvm" else "cache.devices"
-            raise ConfigInvalid(
-                f"cache.store = {cache.store!r}, and {needed} is not set",
-                hint=f"set {needed}",
-                key=needed,
-            )
-        stores.sort(key=lambda store: store.name != cache.store)
-        return stores
-
-    def _subscribe(self) -> None:
-        node = self._settings.node
-        self._bus.subscribe(self._topics.crl, self._on_crl)
-        self._bus.subscribe(self._topics.site_list, self._on_site_list)
-        self._bus.subscribe(self._topics.node(node, "desired"), self._on_desired)
-        self._bus.subscribe(self._topics.node(node, "orders"), self._on_orders)
-
-    def _want_torrent(self, infohash: str) -> None:
-        if infohash not in self._torrent_topics:
-            self._torrent_topics.add(infohash)
-            self._bus.subscribe(self._topics.torrent(infohash), self._on_torrent)
-
-    def _forget_torrent(self, infohash: str) -> None:
-        """Its retained message is heard again when it is wanted again."""
-        if infohash in self._torrent_topics:
-            self._torrent_topics.discard(infohash)
-            self._bus.unsubscribe(self._topics.torrent(infohash))
+    def _on_connect(self) -> None:
+        self._reporter.hello()
 
     def _wanted(self) -> set[str] | None:
         desired = self._authority.desired
         return None if desired is None else {image.infohash for image in desired.images}
-
-    # -- what arrives ---------------------------------------------------------------------------
-
-    def _on_connect(self) -> None:
-        self._reporter.hello()
-
-    def _on_crl(self, topic: str, payload: bytes) -> None:
-        with self._refusals(topic):
-            if payload and self._authority.offer_crl(payload):
-                self._puller.wake()
-
-    def _on_site_list(self, topic: str, payload: bytes) -> None:
-        with self._refusals(topic):
-            if payload and self._authority.offer_site_list(payload):
-                log.info("site-list-accepted")
-                self._puller.wake()
-
-    def _on_desired(self, topic: str, payload: bytes) -> None:
-        # Empty means no new orders, never eviction.
-        with self._refusals(topic):
-            if payload:
-                self._authority.offer_desired(payload)
-                self._puller.wake()
-
-    def _on_orders(self, topic: str, payload: bytes) -> None:
-        with self._refusals(topic):
-            if payload:
-                orders = self._authority.offer_orders(payload)
-                task = asyncio.create_task(self._puller.obey(orders), name="orders")
-                self._orders.add(task)
-                task.add_done_callback(self._orders.discard)
-
-    def _on_torrent(self, topic: str, payload: bytes) -> None:
-        with self._refusals(topic):
-            if payload:
-                self._puller.offer_torrent(topic.rpartition("/")[2], payload)
-
-    @contextlib.contextmanager
-    def _refusals(self, topic: str) -> Iterator[None]:
-        try:
-            yield
-        except DistribError as error:
-            log.warning("refused", topic=topic, code=error.code, why=error.message)
-            self._reporter.changed()
 
     def _before_evict(self, infohash: str) -> None:
         """Under the cache's lock: whoever reads a volume lets go of it before it goes."""

@@ -31,9 +31,9 @@ from distrib.bus.messages import (
     Request,
     RequestBody,
     State,
-    encode,
 )
 from distrib.bus.mqtt import Bus
+from distrib.bus.schema import encode
 from distrib.command import product_version
 
 SPACING_S = 0.1

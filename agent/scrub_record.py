@@ -12,7 +12,7 @@ import structlog
 from pydantic import Field, TypeAdapter
 
 from agent.cache import durable
-from distrib.bus.messages import Infohash, Time
+from distrib.bus.schema import Infohash, Time
 from distrib.errors import StateCorrupt
 
 log = structlog.get_logger(__name__)

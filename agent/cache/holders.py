@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from distrib.bus.messages import Text, Time, Token, describe
+from distrib.bus.schema import Text, Time, Token, describe
 from distrib.errors import NotFound, OperatorError
 
 PROC: Final = Path("/proc")

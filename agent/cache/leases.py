@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 from agent.cache import durable
 from agent.cache.holders import Holder
 from agent.cache.store import Instance
-from distrib.bus.messages import Infohash, Text, Time, Token
+from distrib.bus.schema import Infohash, Text, Time, Token
 from distrib.errors import StateCorrupt
 
 LeaseId = Annotated[str, Field(pattern=r"^l-[0-9a-f]{6,64}$")]

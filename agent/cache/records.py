@@ -15,17 +15,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from agent.cache import durable
-from distrib.bus.messages import (
-    Bytes,
-    ImageId,
-    Infohash,
-    NodeReason,
-    State,
-    Text,
-    Time,
-    Token,
-    VersionText,
-)
+from distrib.bus.messages import NodeReason, State
+from distrib.bus.schema import Bytes, ImageId, Infohash, Text, Time, Token, VersionText
 from distrib.errors import Conflict, StateCorrupt
 
 TEXT_MAX = 1000

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from distrib.bus.messages import describe
+from distrib.bus.schema import describe
 from distrib.errors import OperatorError
 
 A = TypeVar("A", bound=BaseModel)

@@ -1,0 +1,63 @@
+"""Stores and swarm sessions, as the settings name them."""
+
+from __future__ import annotations
+
+from agent.cache.device import DeviceStore
+from agent.cache.file import FileStore
+from agent.cache.lvm import LvmStore
+from agent.cache.store import Store
+from agent.settings import AgentSettings
+from distrib.errors import ConfigInvalid
+from distrib.swarm.profile import Link, lan_profile
+from distrib.swarm.session import Backend, SwarmSession
+
+
+def sessions_of(settings: AgentSettings) -> dict[Backend, SwarmSession]:
+    """One session for each kind of volume that the settings name, not running yet."""
+    swarm = settings.swarm
+    ports: dict[Backend, int] = {"pread": swarm.port}
+    if settings.cache.devices or settings.cache.lvm.vg:
+        ports["posix"] = swarm.device_port
+    return {
+        backend: SwarmSession(
+            lan_profile(address=swarm.address, port=port, link=Link(swarm.link_bps)),
+            backend=backend,
+        )
+        for backend, port in ports.items()
+    }
+
+
+def stores_of(settings: AgentSettings) -> list[Store]:
+    """The stores, the one for new volumes first. Raises ConfigInvalid where that one has no room
+    named."""
+    cache = settings.cache
+    stores: list[Store] = [FileStore(cache.directory, cache.capacity_bytes)]
+    if cache.devices:
+        stores.append(
+            DeviceStore(
+                cache.devices,
+                settings.state_dir / "devices",
+                instances_dir=cache.directory / "device-instances",
+                instances_capacity_bytes=cache.capacity_bytes,
+            )
+        )
+    if cache.lvm.vg:
+        stores.append(
+            LvmStore(
+                cache.lvm.vg,
+                settings.state_dir / "lvm",
+                pvs=cache.lvm.pvs,
+                capacity_bytes=cache.lvm.capacity_bytes,
+                wipe=cache.lvm.wipe,
+                tool_timeout_s=cache.lvm.timeout_s,
+            )
+        )
+    if cache.store not in {store.name for store in stores}:
+        needed = "cache.lvm.vg" if cache.store == "lvm" else "cache.devices"
+        raise ConfigInvalid(
+            f"cache.store = {cache.store!r}, and {needed} is not set",
+            hint=f"set {needed}",
+            key=needed,
+        )
+    stores.sort(key=lambda store: store.name != cache.store)
+    return stores
