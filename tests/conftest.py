@@ -1,17 +1,3 @@
-"""Hooks for the tests that run inside user-mode Linux."""
+"""Plug-ins of the tests: those inside user-mode Linux, and several processes beside each other."""
 
-from tests.uml.plugin import (
-    pytest_collection_finish,
-    pytest_collection_modifyitems,
-    pytest_configure,
-    pytest_runtest_logreport,
-    pytest_runtest_protocol,
-)
-
-__all__ = [
-    "pytest_collection_finish",
-    "pytest_collection_modifyitems",
-    "pytest_configure",
-    "pytest_runtest_logreport",
-    "pytest_runtest_protocol",
-]
+pytest_plugins = ["tests.uml.plugin", "tests.parallel"]
