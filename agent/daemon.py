@@ -17,6 +17,7 @@ from agent.collecting import Collector
 from agent.configured import sessions_of, stores_of
 from agent.damage import Damage
 from agent.inbox import Inbox
+from agent.launches import Launches
 from agent.launching import Launcher
 from agent.news import CacheNews
 from agent.operations import Operations
@@ -191,7 +192,12 @@ class Agent:
                 damage=self._damage,
                 resolve=resolve,
             ),
-            launcher=self._launcher,
+            launches=lambda giving: Launches(
+                giving=giving,
+                cache=self._cache,
+                launcher=self._launcher,
+                reporter=self._reporter,
+            ),
             reporter=self._reporter,
             scrubbed=self._scrubber.status,
             clock=utc_now,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import pwd
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
@@ -58,6 +59,12 @@ class Launcher:
         self._choosing = asyncio.Lock()
         self._run_dir = settings.state_dir / "run"
         self.runlog = RunLog(settings.state_dir / "runlog")
+
+    @property
+    def own_uids(self) -> frozenset[int]:
+        """Accounts that instances for the agent's own guests belong to."""
+        user = self._settings.launch.qemu_user
+        return frozenset({0, os.geteuid(), *((_ids_of(user)[0],) if user else ())})
 
     async def close(self) -> None:
         if self._libvirt is not None:
@@ -145,6 +152,7 @@ class Launcher:
             disk_format=lease.format,
             disk_block=lease.block,
             scratch_path=Path(lease.scratch) if lease.scratch else None,
+            scratch_block=lease.scratch is not None and Path(lease.scratch).is_block_device(),
             memory_mib=job.memory_mib or launch.memory_mib,
             vcpus=job.vcpus or launch.vcpus,
             run_dir=self._run_dir / lease.lease,

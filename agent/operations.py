@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import contextlib
 import os
-from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
-from agent.cache.holders import (
-    Holder,
-    JobHolder,
-    ProcessHolder,
-    TimeHolder,
-    holder_of_pid,
-    parse_holder,
-)
-from agent.cache.leases import Lease
 from agent.cache.records import VolumeRecord
-from agent.launching import Job, Launcher
+from agent.giving import Giving, Resolve
+from agent.launches import Launches
 from agent.reporter import Reporter
 from agent.settings import AgentSettings
-from agent.socket.caller import Caller, owner_of_process
+from agent.socket.caller import Caller
 from agent.socket.request import parse
-from agent.socket.server import Args, Operation, Send, Undoable
-from agent.upkeep import Resolve, Upkeep
-from distrib.bus.messages import EventKind
+from agent.socket.server import Args, Operation, Send
+from agent.upkeep import Upkeep
 from distrib.command import product_version
-from distrib.errors import (
-    DistribError,
-    Forbidden,
-    MessageInvalid,
-    NotFound,
-    NotReady,
-    Revoked,
-    SiteListStale,
-)
+from distrib.errors import NotFound, NotReady, Revoked, SiteListStale
 from distrib.trust.sitelist import ImageRef, SiteImage, SiteList, parse_image_ref
-
-log = structlog.get_logger(__name__)
-
-_MAKERS = 2
-"""So many instances are made at a time, in the order of asking: while one waits for the disk the
-other works, and more would only be in each other's way. As many again of those that take as long
-as the disk needs to write all of them: nobody waits behind these."""
 
 
 class _Args(BaseModel):
@@ -61,31 +32,6 @@ class _Args(BaseModel):
 
 class _Image(_Args):
     image: Annotated[str, Field(max_length=200)]
-
-
-class _Lease(_Image):
-    holder: dict[str, Any] | None = None
-    cow_bytes: Annotated[int, Field(gt=0)] | None = None
-    scratch_bytes: Annotated[int, Field(ge=0)] = 0
-    block: bool | None = None
-
-
-class _Pid(_Args):
-    kind: Literal["process"]
-    pid: Annotated[int, Field(strict=True, gt=0, le=1 << 22)]
-
-
-class _Release(_Args):
-    lease: Annotated[str, Field(max_length=100)]
-
-
-class _Launch(_Image):
-    script: Annotated[str, Field(max_length=900_000)]
-    args: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
-    env: dict[str, str] = {}
-    memory_mib: Annotated[int, Field(ge=64, le=1 << 24)] | None = None
-    vcpus: Annotated[int, Field(ge=1, le=1024)] | None = None
-    wall_limit_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class Operations:
@@ -98,7 +44,7 @@ class Operations:
         authority: Authority,
         cache: Cache,
         upkeep: Callable[[Resolve], Upkeep],
-        launcher: Launcher,
+        launches: Callable[[Giving], Launches],
         reporter: Reporter,
         scrubbed: Callable[[], dict[str, dict[str, object]]],
         clock: Callable[[], datetime],
@@ -107,19 +53,21 @@ class Operations:
         self._settings = settings
         self._authority = authority
         self._cache = cache
-        self._launcher = launcher
         self._reporter = reporter
-        self._clock = clock
-        self._giving: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._quick, self._slow = asyncio.Semaphore(_MAKERS), asyncio.Semaphore(_MAKERS)
+        self.giving = Giving(
+            settings,
+            authority=authority,
+            cache=cache,
+            reporter=reporter,
+            resolve=self.resolve,
+            clock=clock,
+        )
         self.table: dict[str, Operation] = {
             "status": self._status,
-            "leases": self._leases,
-            "lease": self._lease,
-            "release": self._release,
-            "launch": self._launch,
             "pin": self._pin,
             "unpin": self._unpin,
+            **self.giving.table,
+            **launches(self.giving).table,
             **upkeep(self.resolve).table,
         }
 
@@ -143,73 +91,6 @@ class Operations:
         except (NotReady, SiteListStale):
             return False
         return True
-
-    async def _leases(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        parse(_Args, args)
-        held = await asyncio.to_thread(self._cache.leases)
-        mine = [x for x in held if caller.admin or x.user == caller.user]
-        damaged = await asyncio.to_thread(self._cache.damaged)
-        try:
-            filled = await asyncio.to_thread(self._cache.fills) if mine else {}
-        except DistribError as error:
-            log.warning("instances-not-looked-at", why=error.message)
-            filled = {}
-        return {
-            "leases": [
-                x.as_dict()
-                | {"damaged": x.infohash in damaged, "filled_percent": filled.get(x.lease)}
-                for x in mine
-            ],
-        }
-
-    async def _lease(self, caller: Caller, args: Args, send: Send) -> Undoable:
-        request = parse(_Lease, args)
-        holder = self._holder(caller, request.holder)
-        self._check_limits(caller, request, holder)
-        lease = await self._give(
-            caller,
-            request.image,
-            holder,
-            cow_bytes=request.cow_bytes,
-            scratch_bytes=request.scratch_bytes,
-            owner_uid=None if caller.admin else caller.uid,
-            block=request.block,
-        )
-        return Undoable(lease.as_dict(), lambda: self._give_up(lease))
-
-    async def _release(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        wanted = parse(_Release, args).lease
-        held = await asyncio.to_thread(self._cache.leases)
-        lease = next((x for x in held if x.lease == wanted), None)
-        if lease is None or not (caller.admin or lease.user == caller.user):
-            raise NotFound(f"no lease {wanted} of yours", hint="see `distrib-agent leases`")
-        await self._take_back(lease)
-        return {"released": lease.lease}
-
-    async def _launch(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
-        request = parse(_Launch, args)
-        try:
-            script = base64.b64decode(request.script, validate=True)
-        except binascii.Error:
-            raise MessageInvalid("launch: script is not base64", hint="see socket.md") from None
-        job = Job(
-            script=script,
-            args=request.args,
-            environment=request.env,
-            memory_mib=request.memory_mib,
-            vcpus=request.vcpus,
-            wall_limit_s=request.wall_limit_s,
-        )
-        lease = await self._give(caller, request.image, holder_of_pid(caller.pid))
-        self._reporter.event(EventKind.LAUNCHED, lease=lease.lease, user=lease.user)
-        try:
-            record = await asyncio.to_thread(self._cache.record, lease.infohash)
-            sha512 = record.sha512 if record else ""
-            result = await self._launcher.launch(lease, sha512, job, send)
-        finally:
-            self._reporter.event(EventKind.ENDED, lease=lease.lease, user=lease.user)
-            await asyncio.shield(self._give_up(lease))
-        return {"exit": result.exit_status, "phases": result.phases, "image": lease.image}
 
     async def _pin(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         return await self._set_pinned(caller, args, pinned=True)
@@ -261,120 +142,6 @@ class Operations:
         except NotFound:
             return
         raise _withdrawn(record)
-
-    async def _give(
-        self,
-        caller: Caller,
-        image_ref: str,
-        holder: Holder,
-        *,
-        cow_bytes: int | None = None,
-        scratch_bytes: int = 0,
-        owner_uid: int | None = None,
-        block: bool | None = None,
-    ) -> Lease:
-        # One at a time of each user: parallel requests count each other. Nobody counts those of
-        # an administrator.
-        turn = contextlib.nullcontext() if caller.admin else self._giving[caller.user]
-        if block is None:
-            block = self._settings.cache.expose == "loop"
-        async with turn, self._slow if scratch_bytes or block else self._quick:
-            record = await self._allowed(caller, image_ref)
-            leases = await asyncio.to_thread(self._cache.leases)
-            held = sum(lease.user == caller.user for lease in leases)
-            if not caller.admin and held >= self._settings.leases_per_user:
-                raise Forbidden(
-                    f"user {caller.user} holds {held} leases",
-                    hint="release some (leases_per_user)",
-                )
-            making = asyncio.ensure_future(
-                asyncio.to_thread(
-                    self._cache.lease,
-                    record.infohash,
-                    holder=holder,
-                    user=caller.user,
-                    cow_bytes=cow_bytes or self._settings.cache.cow_bytes,
-                    scratch_bytes=scratch_bytes,
-                    owner_uid=owner_uid,
-                    block=block,
-                )
-            )
-            try:
-                lease = await asyncio.shield(making)
-                self._tell(EventKind.LEASED, lease)
-                await self._allowed(caller, record.image)  # the site may have spoken meanwhile
-            except BaseException:
-                # Also when the caller has gone: the thread goes on, and what it makes goes back.
-                with contextlib.suppress(DistribError):
-                    await self._give_up(await making)
-                raise
-        return lease
-
-    async def _allowed(self, caller: Caller, image_ref: str) -> VolumeRecord:
-        """The record that the caller may lease, as the site list says now."""
-        self._authority.require_leasable()
-        record, image = await self.resolve(image_ref)
-        if not (caller.admin or image.admits(caller.user)):
-            raise Forbidden(
-                f"image {record.image} is not for user {caller.user}",
-                hint="the site decides its audience",
-                image=record.image,
-            )
-        return record
-
-    def _check_limits(self, caller: Caller, request: _Lease, holder: Holder) -> None:
-        """Raise Forbidden where an ordinary user asks for more than the settings allow."""
-        if caller.admin:
-            return
-        cache = self._settings.cache
-        left_s = (
-            (holder.until - self._clock()).total_seconds() if isinstance(holder, TimeHolder) else 0
-        )
-        for key, asked, most in (
-            ("max_cow_bytes", request.cow_bytes or 0, cache.max_cow_bytes),
-            ("max_scratch_bytes", request.scratch_bytes, cache.max_scratch_bytes),
-            ("max_lease_s", left_s, cache.max_lease_s),
-        ):
-            if asked > most:
-                raise Forbidden(
-                    f"{asked:.0f} is more than user {caller.user} may ask for",
-                    hint=f"at most {most:.0f} (setting cache.{key})",
-                )
-
-    async def _give_up(self, lease: Lease) -> None:
-        """Take a lease back whose caller has gone; a fault is nobody's to hear but the log's."""
-        try:
-            await self._take_back(lease)
-        except DistribError as error:
-            log.warning("lease-not-removed", lease=lease.lease, why=error.message)
-
-    async def _take_back(self, lease: Lease) -> None:
-        try:
-            await asyncio.to_thread(self._cache.release, lease.lease)
-        except NotFound:
-            return
-        self._tell(EventKind.RELEASED, lease)
-
-    def _tell(self, kind: EventKind, lease: Lease) -> None:
-        identifier, _, version = lease.image.partition("@")
-        self._reporter.event(
-            kind, identifier=identifier, version=version, lease=lease.lease, user=lease.user
-        )
-        self._reporter.changed()
-
-    def _holder(self, caller: Caller, given: dict[str, Any] | None) -> Holder:
-        if given is None:
-            return holder_of_pid(caller.pid)
-        if given.get("kind") == "process" and set(given) == {"kind", "pid"}:
-            holder: Holder = holder_of_pid(parse(_Pid, given).pid)
-        else:
-            holder = parse_holder(given)
-        if isinstance(holder, JobHolder):
-            caller.require_admin("a lease for a job")
-        foreign = isinstance(holder, ProcessHolder) and owner_of_process(holder.pid) != caller.uid
-        if foreign and not caller.admin:
-            raise Forbidden("the holder is another user's process", hint="name one of yours")
-        return holder
 
 
 def _withdrawn(record: VolumeRecord) -> Revoked:

@@ -203,6 +203,13 @@ class LaunchFailed(NodeError):
     code = "launch-failed"
 
 
+class LimitReached(NodeError):
+    """A job used all the time that it may."""
+
+    code = "limit-reached"
+    exit_status = ExitStatus.TIMED_OUT
+
+
 # Mended by the network, or by waiting ----------------------------------------------------------
 
 

@@ -3,65 +3,137 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from agent.cli.quantities import MEMORY, TIME
 from agent.socket.client import Line, ask
-from distrib.errors import OperatorError
+from distrib.errors import DistribError, ExitStatus, OperatorError
 
 _STREAMS = {"stdout": 1, "stderr": 2}
 
+_RUN_COMMAND = b'#!/bin/sh\nexec "$@"\n'
+
+_NODES = frozenset(
+    {ExitStatus.BUG, ExitStatus.NO_SPACE, ExitStatus.UNREACHABLE, ExitStatus.TIMED_OUT}
+)
+"""Faults that another node may not have; all else is refused everywhere."""
+
+_OF_NODES = frozenset({"not-ready", "site-list-stale", "tool-missing", "config-invalid"})
+_OF_JOBS = frozenset({"limit-reached"})
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("image")
-@click.argument("script", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[IMAGE] SCRIPT [ARGS]...")
+@click.option("--lease", "lease_id", metavar="LEASE", help="Launch in this lease (ID, or job).")
+@click.option("--command", "is_command", is_flag=True, help="SCRIPT is a program of the guest.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="A variable for the job.")
-@click.option("--memory-mib", type=int, help="Guest memory.")
-@click.option("--vcpus", type=int, help="Guest CPUs.")
-@click.option("--limit-s", type=float, help="End the job after so many seconds.")
+@click.option("--memory", "--memory-mib", "memory_mib", type=MEMORY, help="Guest memory (2G).")
+@click.option("--vcpus", type=click.IntRange(min=1), help="Guest CPUs.")
+@click.option("--wall-limit", "wall_limit_s", type=TIME, help="End the job after so long (1:30:0).")
 @click.option("--phases", is_flag=True, help="Say on standard error when each phase is reached.")
+@click.option("--accounting", type=click.Path(path_type=Path), help="Write the outcome as JSON.")
+@click.option("--node-fault", type=click.IntRange(1, 255), help="Exit so for a fault of the node.")
+@click.option("--refused", type=click.IntRange(1, 255), help="Exit so where no node will do.")
 @click.pass_obj
 def launch(
     socket: Path,
-    image: str,
-    script: Path,
-    args: tuple[str, ...],
+    words: tuple[str, ...],
+    lease_id: str | None,
+    is_command: bool,
     env: tuple[str, ...],
     memory_mib: int | None,
     vcpus: int | None,
-    limit_s: float | None,
+    wall_limit_s: float | None,
     phases: bool,
+    accounting: Path | None,
+    node_fault: int | None,
+    refused: int | None,
 ) -> int:
     """Boot a fresh instance of IMAGE, run SCRIPT (- for standard input) in it, end it.
 
     Output is the job's, the exit code too. The guest ends with this command.
+
+    With --lease there is no IMAGE; the lease stays.
     """
+    image, job = _words(words, lease_id, is_command)
 
     def on_line(line: Line) -> None:
         if "stream" in line:
             _write(_STREAMS[line["stream"]], base64.b64decode(line["data"]))
-        elif phases:
+        elif phases and "phase" in line:
             click.echo(f"distrib-agent: {line['phase']} after {line['after_s']} s", err=True)
 
-    answer = ask(
-        socket,
-        "launch",
-        timeout_s=None,
-        on_line=on_line,
-        image=image,
-        script=base64.b64encode(_read(script)).decode(),
-        args=args,
-        env=dict(_variable(text) for text in env),
-        memory_mib=memory_mib,
-        vcpus=vcpus,
-        wall_limit_s=limit_s,
-    )
-    status: int = answer["exit"]
-    return status
+    try:
+        answer = ask(
+            socket,
+            "launch",
+            timeout_s=None,
+            on_line=on_line,
+            image=image,
+            lease=lease_id,
+            script=base64.b64encode(job.script).decode(),
+            args=job.args,
+            env=dict(_variable(text) for text in env),
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            wall_limit_s=wall_limit_s,
+        )
+    except DistribError as error:
+        _account(accounting, {"error": error.as_dict()})
+        if (status := _status_for(error, node_fault, refused)) is None:
+            raise
+        hint = f" ({error.hint})" if error.hint else ""
+        click.echo(f"distrib-agent: {error.message}{hint}", err=True)
+        return status
+    _account(accounting, answer)
+    ended: int = answer["exit"]
+    return ended
+
+
+@dataclass(frozen=True)
+class _Job:
+    script: bytes
+    args: tuple[str, ...]
+
+
+def _words(
+    words: tuple[str, ...], lease_id: str | None, is_command: bool
+) -> tuple[str | None, _Job]:
+    """IMAGE, if it is to be named, and the job."""
+    rest = words[1:] if lease_id is None else words
+    if not rest:
+        raise OperatorError(
+            "what is to be run is missing",
+            hint="launch IMAGE SCRIPT [ARGS], or launch --lease LEASE SCRIPT [ARGS]",
+        )
+    image = words[0] if lease_id is None else None
+    if is_command:
+        return image, _Job(_RUN_COMMAND, rest)
+    return image, _Job(_read(Path(rest[0])), rest[1:])
+
+
+def _status_for(error: DistribError, node_fault: int | None, refused: int | None) -> int | None:
+    """What a batch system is told of a fault; None: the fault's own exit status."""
+    if error.code in _OF_JOBS:
+        return None
+    if error.exit_status in _NODES or error.code in _OF_NODES:
+        return node_fault
+    return refused
+
+
+def _account(path: Path | None, outcome: dict[str, Any]) -> None:
+    if path is not None:
+        try:
+            path.write_text(json.dumps(outcome) + "\n", "utf-8")
+        except OSError as error:
+            raise OperatorError(f"{path}: {error.strerror}", hint="see --accounting") from None
 
 
 def _read(script: Path) -> bytes:
@@ -70,7 +142,10 @@ def _read(script: Path) -> bytes:
     try:
         return script.read_bytes()
     except OSError as error:
-        raise OperatorError(f"{script}: {error.strerror}", hint="name a script file") from None
+        raise OperatorError(
+            f"{script}: {error.strerror}",
+            hint="name a script file; a program of the guest goes with --command",
+        ) from None
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the answer a
     type=click.IntRange(min=1),
     help="Lease for the life of this process.  [default: the caller]",
 )
+@click.option("--user", metavar="NAME", help="Lease for this user (administrators).")
+@click.option("--job", metavar="SCHEDULER:ID", help="Lease for the life of a batch job.")
+@click.option("--probe", metavar="CMD", help="With --job: exits 0 while the job lives.")
 @click.option("--cow-mib", type=int, help="Room that the instance may fill.")
 @click.option("--scratch-mib", type=int, help="Size of a scratch disk.  [default: none]")
 @click.option("--block/--file", "block", default=None, help="A block device, or a file.")
@@ -35,6 +39,9 @@ def lease(
     image: str,
     for_s: float | None,
     pid: int | None,
+    user: str | None,
+    job: str | None,
+    probe: str | None,
     cow_mib: int | None,
     scratch_mib: int | None,
     block: bool | None,
@@ -52,10 +59,13 @@ def lease(
     if for_s is not None:
         until = _in(for_s)
         holder = {"kind": "time", "until": until.isoformat()}
+    if job is not None or probe is not None:
+        holder = _job(job, probe)
     answer = ask(
         socket,
         "lease",
         image=image,
+        user=user,
         holder=holder,
         cow_bytes=cow_mib << 20 if cow_mib else None,
         scratch_bytes=scratch_mib << 20 if scratch_mib else None,
@@ -66,6 +76,20 @@ def lease(
         return
     scratch = f" scratch {answer['scratch']}" if answer["scratch"] else ""
     click.echo(f"{answer['lease']} {answer['format']} {answer['device']}{scratch}")
+
+
+def _job(job: str | None, probe: str | None) -> dict[str, Any]:
+    scheduler, colon, identifier = (job or "").partition(":")
+    try:
+        command = shlex.split(probe or "")
+    except ValueError as error:
+        raise OperatorError(f"--probe: {error}", hint="write it as for a shell") from None
+    if not (scheduler and colon and identifier and command):
+        raise OperatorError(
+            "a lease for a job has --job SCHEDULER:ID and --probe",
+            hint="--job gridengine:4711.1 --probe '/usr/lib/distrib/job-alive 4711'",
+        )
+    return {"kind": "job", "scheduler": scheduler, "job": identifier, "probe": command}
 
 
 def _in(seconds: float) -> datetime:
@@ -85,7 +109,7 @@ def _in(seconds: float) -> datetime:
 @_json
 @click.pass_obj
 def release(socket: Path, lease_id: str, as_json: bool) -> None:
-    """Give LEASE back; its instance is removed."""
+    """Give LEASE (its name, or SCHEDULER:ID of its job) back; its instance is removed."""
     answer = ask(socket, "release", lease=lease_id)
     click.echo(json.dumps(answer, indent=2) if as_json else f"released {answer['released']}")
 

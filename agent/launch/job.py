@@ -21,7 +21,7 @@ from agent.launch.context import JobPart, SitePart, files_of, write_disc
 from agent.launch.domain import Accelerator, Disk, DomainSpec, Nic, to_xml
 from agent.launch.hypervisor import Domain, End, Hypervisor
 from agent.launch.outcome import MAX_RESULT_BYTES, Outcome, console_tail, parse_result
-from distrib.errors import Conflict, DistribError, LaunchFailed, TimedOut
+from distrib.errors import Conflict, DistribError, LaunchFailed, LimitReached
 
 Sink = Callable[[bytes], Awaitable[None]]
 PhaseSink = Callable[[str, float], Awaitable[None]]
@@ -94,8 +94,8 @@ async def run_job(
 ) -> JobResult:
     """Run the job; its output goes to the sinks while it runs.
 
-    Raises LaunchFailed (no boot, no result, too much output, a disk that is full), TimedOut (the
-    wall-clock limit), Conflict (``run_dir`` exists), what the hypervisor raises, and what a sink
+    Raises LaunchFailed (no boot, no result, too much output, a disk that is full), LimitReached
+    (the wall-clock limit), Conflict (``run_dir`` exists), what the hypervisor raises, and what a sink
     raises."""
     launch = _Launch(spec, hypervisor, on_phase)
     await launch.prepare()
@@ -238,7 +238,7 @@ class _Launch:
                 # The job is done; a guest that cannot power itself off is switched off.
                 break
             if limits.wall_s is not None and ran_s >= limits.wall_s:
-                self._verdict = TimedOut(
+                self._verdict = LimitReached(
                     f"the job ran into its limit of {limits.wall_s:g} s",
                     hint="ask for more time, or for a node with hardware virtualisation",
                     lease=self._spec.lease_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import threading
 from collections.abc import Callable
@@ -16,15 +17,17 @@ import pytest
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.file import FileStore
+from agent.cache.leases import Lease
 from agent.cache.records import ImageVersion
 from agent.cli.main import main
+from agent.launches import Launches
 from agent.operations import Operations
 from agent.pull.torrents import TorrentFiles
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller
 from agent.socket.server import Send, Undoable
 from agent.upkeep import Upkeep
-from distrib.errors import Forbidden, OperatorError, Revoked
+from distrib.errors import Forbidden, LaunchFailed, NotFound, OperatorError, Revoked
 from tests.trust.conftest import NOW, World, world
 
 __all__ = ["world"]
@@ -41,6 +44,15 @@ class Listener:
     def event(self, *_: object, **__: object) -> None: ...
 
     def changed(self) -> None: ...
+
+
+class NoGuests:
+    """A launcher that says that it was asked."""
+
+    own_uids = frozenset({0, os.geteuid()})
+
+    async def launch(self, lease: Lease, *_: object) -> None:
+        raise LaunchFailed(f"asked for {lease.lease}")
 
 
 class Place:
@@ -89,7 +101,12 @@ class Place:
                 damage=cast(Any, None),
                 resolve=resolve,
             ),
-            launcher=cast(Any, None),
+            launches=lambda giving: Launches(
+                giving=giving,
+                cache=self.cache,
+                launcher=cast(Any, NoGuests()),
+                reporter=cast(Any, Listener()),
+            ),
             reporter=cast(Any, Listener()),
             scrubbed=dict,
             clock=lambda: NOW,
@@ -132,6 +149,69 @@ async def test_a_lease_that_cannot_be_told_is_released(place: Place) -> None:
     await answer.undo()
     assert place.cache.leases() == ()
     assert place.store.instances() == ()
+
+
+JOB = {"kind": "job", "scheduler": "gridengine", "job": "4711.1", "probe": ["/bin/true"]}
+BOB = replace(ALICE, user="bob")
+
+
+async def test_an_administrator_leases_for_a_job_and_its_owner_launches_in_it(
+    place: Place,
+) -> None:
+    with pytest.raises(Forbidden, match="a lease for another user"):
+        await place.lease(user="bob")
+    with pytest.raises(Forbidden, match="a lease for a job"):
+        await place.lease(holder=JOB)
+    given = (await place.lease(ROOT, user="alice", holder=JOB)).result
+    assert given["user"] == "alice"
+    script = base64.b64encode(b"true\n").decode()
+
+    async def launch(caller: Caller, **args: str) -> Any:
+        return await place.operations.table["launch"](
+            caller, {"script": script, **args}, cast(Send, None)
+        )
+
+    for name in (given["lease"], "gridengine:4711.1"):
+        for caller in (ALICE, ROOT):
+            with pytest.raises(LaunchFailed, match=given["lease"]):
+                await launch(caller, lease=name)
+        with pytest.raises(NotFound):
+            await launch(BOB, lease=name)
+    with pytest.raises(OperatorError, match="an image or a lease"):
+        await launch(ALICE)
+    assert len(place.cache.leases()) == 1, "the job's lease outlives its launches"
+    place.authority.site_list = replace(place.world.site_list(), images=())
+    with pytest.raises(Revoked):
+        await launch(ALICE, lease=given["lease"])
+    with pytest.raises(NotFound):
+        await place.operations.table["release"](
+            BOB, {"lease": "gridengine:4711.1"}, cast(Send, None)
+        )
+    released = await place.operations.table["release"](
+        ALICE, {"lease": "gridengine:4711.1"}, cast(Send, None)
+    )
+    assert released == {"released": given["lease"]}
+
+
+@pytest.mark.root
+async def test_a_user_cannot_have_the_agent_open_files_that_it_wrote_itself(place: Place) -> None:
+    nobody = replace(ALICE, uid=65534, user="nobody")
+    lease = (await place.lease(nobody)).result
+    script = base64.b64encode(b"true\n").decode()
+    for caller in (nobody, ROOT):
+        with pytest.raises(Forbidden, match="its files are user nobody's own"):
+            await place.operations.table["launch"](
+                caller, {"script": script, "lease": lease["lease"]}, cast(Send, None)
+            )
+
+
+async def test_an_image_for_some_users_is_not_leased_for_another(place: Place) -> None:
+    site_list = place.world.site_list()
+    some = tuple(replace(image, audience=("bob",)) for image in site_list.images)
+    place.authority.site_list = replace(site_list, images=some)
+    with pytest.raises(Forbidden, match="not for user alice"):
+        await place.lease(ROOT, user="alice", holder=JOB)
+    await place.lease(ROOT, user="bob", holder=JOB)
 
 
 def pause(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, threading.Event]:

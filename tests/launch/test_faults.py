@@ -20,7 +20,7 @@ from agent.launch.domain import Disk, DomainSpec, to_xml
 from agent.launch.hypervisor import End
 from agent.launch.job import JobResult, JobSpec, Limits, run_job
 from agent.launch.libvirt import Libvirt
-from distrib.errors import LaunchFailed, TimedOut
+from distrib.errors import LaunchFailed, LimitReached, TimedOut
 
 MakeSpec = Callable[..., JobSpec]
 
@@ -62,7 +62,7 @@ async def test_a_job_that_hangs_runs_into_its_limit(
     launch: Any, make_spec: MakeSpec, output: Any, hypervisor: Libvirt
 ) -> None:
     spec = make_spec(SLEEPER, limits=Limits(wall_s=7))
-    with pytest.raises(TimedOut, match="limit of 7 s"):
+    with pytest.raises(LimitReached, match="limit of 7 s"):
         await launch(spec)
     assert output.stdout == b"begun\n"
     assert await hypervisor.domains() == ()
