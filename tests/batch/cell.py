@@ -1,0 +1,140 @@
+"""A Grid Engine cell in a bed: qmaster, execution hosts, submissions, and what became of them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.batch.bed import Bed, BedHost
+from tests.farm.process import eventually
+
+ROOT = "/var/lib/gridengine"
+SPOOL = Path("/var/spool/gridengine")
+ENVIRONMENT = {"SGE_ROOT": ROOT, "SGE_CELL": "default"}
+QUEUE = "virt"
+USER = "alice"
+HOME = Path("/home/alice")
+
+SCHEDULER = {"schedule_interval": "0:0:1", "flush_submit_sec": "1", "flush_finish_sec": "1"}
+GLOBAL = {
+    "load_report_time": "00:00:02",
+    "execd_params": "",
+    "reporting_params": "accounting=true reporting=false flush_time=00:00:01 accounting_flush_time=00:00:00 "
+    "joblog=false sharelog=00:00:00",
+}
+_LEFT_ALONE = re.compile(r"^(#|$)")
+
+
+@dataclass
+class Cell:
+    """The cell of a bed: its head is the qmaster's host; ``nodes`` run jobs."""
+
+    bed: Bed
+    nodes: list[BedHost] = field(default_factory=list)
+
+    @property
+    def master(self) -> BedHost:
+        return self.bed.head
+
+    def configure(self) -> None:
+        """What Debian's packages do when they are installed, then the queue master."""
+        master = self.master
+        script = f"""
+set -e
+adduser --system --no-create-home --quiet --shell /bin/false --group --home {ROOT} sgeadmin
+useradd -m -s /bin/bash {USER}
+useradd -m -s /bin/bash bob
+cp /usr/share/gridengine/templates/gridengine.default /etc/default/gridengine
+mkdir -p {ROOT}/default/common {SPOOL}/qmaster/job_scripts {SPOOL}/spooldb {SPOOL}/execd
+install -m 644 /usr/share/gridengine/default-bootstrap {ROOT}/default/common/bootstrap
+echo {master.name} >{ROOT}/default/common/act_qmaster
+chown -R sgeadmin:sgeadmin {ROOT}/default {SPOOL}
+grep -q ^sge_qmaster /etc/services || printf 'sge_qmaster 6444/tcp\\nsge_execd 6445/tcp\\n' >>/etc/services
+su -s /bin/sh -c '/usr/share/gridengine/scripts/init_cluster {ROOT} default {SPOOL}/spooldb sgeadmin' sgeadmin
+"""
+        master.run("sh", "-c", script, environment={"DEBIAN_FRONTEND": "noninteractive"})
+        master.run("/usr/sbin/sge_qmaster", environment=ENVIRONMENT)
+        eventually("the queue master answers", self._answers, limit_s=20)
+        self.admin("qconf", "-as", master.name)
+        self.change("-sconf", "-Mconf", GLOBAL, "global")
+        self.change("-ssconf", "-Msconf", SCHEDULER)
+
+    def _answers(self) -> bool:
+        return self.admin("qconf", "-sss", check=False).returncode == 0
+
+    def admin(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        """A command as the cell's manager, on the master's host."""
+        return self.master.run(*arguments, environment=ENVIRONMENT, **options)  # type: ignore[arg-type]
+
+    def change(self, show: str, modify: str, values: dict[str, str], name: str = "") -> None:
+        """Change attributes of what ``qconf SHOW NAME`` prints."""
+        text = self.admin("qconf", show, *([name] if name else [])).stdout.replace("\\\n", " ")
+        for key, value in values.items():
+            line = f"{key} {value or 'none'}"
+            text, count = re.subn(rf"(?m)^{key}\s.*$", line, text)
+            if not count:
+                text += line + "\n"
+        # The file's name is the name of what is changed.
+        file = f"/tmp/{name or 'scheduler'}"
+        self.master.path(file).write_text(text)
+        self.admin("qconf", modify, file)
+
+    def add_node(self, host: BedHost, *, slots: int = 4, vmem: str = "") -> None:
+        """An execution host, and a queue instance on it."""
+        self.admin("qconf", "-ah", host.name)
+        self.admin("qconf", "-as", host.name)
+        template = (
+            "hostname {0}\nload_scaling NONE\ncomplex_values NONE\nuser_lists NONE\n"
+            "xuser_lists NONE\nprojects NONE\nxprojects NONE\nusage_scaling NONE\nreport_variables NONE\n"
+        )
+        self.master.path("/tmp/exechost").write_text(template.format(host.name))
+        self.admin("qconf", "-Ae", "/tmp/exechost")
+        self.nodes.append(host)
+        if len(self.nodes) == 1:
+            self._add_queue(slots)
+        else:
+            self.admin("qconf", "-aattr", "queue", "hostlist", host.name, QUEUE)
+        self.start_execd(host)
+
+    def _add_queue(self, slots: int) -> None:
+        text = self.admin("sh", "-c", "EDITOR=cat qconf -aq virt 2>/dev/null || :").stdout
+        keep = "".join(
+            line + "\n"
+            for line in text.replace("\\\n", " ").splitlines()
+            if re.match(r"^[a-z_]+ +\S", line)
+        )
+        values = {
+            "qname": QUEUE,
+            "hostlist": self.nodes[0].name,
+            "slots": str(slots),
+            "load_thresholds": "NONE",
+            "shell": "/bin/sh",
+            "rerun": "TRUE",
+            "pe_list": "NONE",
+            "ckpt_list": "NONE",
+        }
+        for key, value in values.items():
+            keep = re.sub(rf"(?m)^{key}\s.*$", f"{key} {value}", keep)
+        self.master.path("/tmp/queue").write_text(keep)
+        self.admin("qconf", "-Aq", "/tmp/queue")
+
+    def start_execd(self, host: BedHost) -> None:
+        host.run("/usr/sbin/sge_execd", environment=ENVIRONMENT)
+
+    def execd_pid(self, host: BedHost) -> int:
+        return int(host.path(SPOOL / "execd" / host.name / "execd.pid").read_text())
+
+    def qsub(self, *arguments: str, script: str, user: str = USER, **options: object) -> str:
+        """Submit a script on standard input; the job's number."""
+        done = self.master.run(
+            "qsub",
+            "-terse",
+            *arguments,
+            user=user,
+            stdin=script,
+            environment={**ENVIRONMENT, "HOME": f"/home/{user}", "PWD": f"/home/{user}"},
+            **options,  # type: ignore[arg-type]
+        )
+        return done.stdout.strip().splitlines()[-1].split(".")[0]
