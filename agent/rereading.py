@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from distrib.swarm.pieces import piece_hash, piece_leaves
+from distrib.swarm.merkle import piece_hash
+from distrib.swarm.pieces import piece_leaves
 from distrib.swarm.torrent import TorrentInfo
 
 _ALIGN: Final = 4096

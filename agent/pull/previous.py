@@ -26,7 +26,8 @@ from agent.pull.torrents import TorrentFiles
 from distrib.bus.messages import State
 from distrib.errors import Conflict, NetworkError, NotFound, TorrentMismatch
 from distrib.swarm.hashes import fetch_torrent
-from distrib.swarm.pieces import coarser, piece_hash, piece_hashes, piece_leaves
+from distrib.swarm.merkle import piece_hash
+from distrib.swarm.pieces import coarser, piece_hashes, piece_leaves
 from distrib.swarm.torrent import TorrentInfo
 from distrib.trust.sitelist import SiteImage
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import click
 
 from distrib.cli.output import json_option, print_json, print_line
-from distrib.cli.progress import Advance, progress
+from distrib.cli.progress import progress
 from distrib.errors import NotFound, OperatorError
-from distrib.swarm import IMAGE_FILE
-from distrib.swarm.torrent import TorrentInfo, make_torrent, piece_bytes_for
+from distrib.swarm.torrent import make_torrent, piece_bytes_for
 
 FILE = click.Path(path_type=Path)
 
@@ -35,12 +33,15 @@ def create(*, file: Path, output: Path, piece_bytes: int | None, as_json: bool) 
         raise NotFound(f"{file}: no such file", hint="name an image file")
     size_bytes = file.stat().st_size
     with progress(f"hashing {file.name}", size_bytes, silent=as_json) as advance:
-        info = _made(
-            file,
-            output,
-            piece_bytes or piece_bytes_for(size_bytes),
-            lambda done: advance(min(done, size_bytes)),
-        )
+        try:
+            info = make_torrent(
+                file,
+                piece_bytes=piece_bytes or piece_bytes_for(size_bytes),
+                out=output,
+                on_progress=advance,
+            )
+        except OSError as error:
+            raise OperatorError(f"{output}: {error.strerror}", hint="check -o") from None
     if as_json:
         print_json(
             {
@@ -54,14 +55,3 @@ def create(*, file: Path, output: Path, piece_bytes: int | None, as_json: bool) 
         )
     else:
         print_line(info.infohash)
-
-
-def _made(file: Path, output: Path, piece_bytes: int, advance: Advance) -> TorrentInfo:
-    """The name in the torrent is the name on the disk: so the file is lent that name."""
-    with tempfile.TemporaryDirectory(prefix="distrib-") as folder:
-        link = Path(folder) / IMAGE_FILE
-        link.symlink_to(file.resolve())
-        try:
-            return make_torrent(link, piece_bytes=piece_bytes, out=output, on_progress=advance)
-        except OSError as error:
-            raise OperatorError(f"{output}: {error.strerror}", hint="check -o") from None

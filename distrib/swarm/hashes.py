@@ -17,7 +17,8 @@ from typing import Any, Final
 import libtorrent as lt
 
 from distrib.errors import DistribError, NetworkError
-from distrib.swarm.pieces import BLOCK_BYTES, HASH_BYTES, piece_hashes, torrent_with_layer
+from distrib.swarm.merkle import BLOCK_BYTES, HASH_BYTES
+from distrib.swarm.pieces import piece_hashes, torrent_with_layer
 from distrib.swarm.torrent import TorrentInfo
 
 HASHES_PER_REQUEST: Final = 512

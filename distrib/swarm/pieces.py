@@ -1,8 +1,6 @@
 """Piece hashes of a v2 torrent, computed without libtorrent: to verify a volume that is at rest.
 
-Algorithm: BEP 52. A piece's hash is the root of a binary SHA-256 tree over its 16 KiB blocks,
-padded with zero *hashes* to the piece's full width; a file that fits into one piece is padded to
-the next power of two only.
+Algorithm: BEP 52 (``distrib.swarm.merkle``).
 """
 
 from __future__ import annotations
@@ -15,19 +13,15 @@ from typing import Any
 import libtorrent as lt
 
 from distrib.errors import StorageFailed, TorrentMismatch
+from distrib.swarm.merkle import (
+    BLOCK_BYTES,
+    HASH_BYTES,
+    layer_root,
+    leaves_of,
+    piece_hash,
+    root_of,
+)
 from distrib.swarm.torrent import TorrentInfo
-
-BLOCK_BYTES = 16 * 1024
-HASH_BYTES = 32
-
-
-def piece_hash(data: bytes, *, leaves: int) -> bytes:
-    """SHA-256 tree root of ``data`` over ``leaves`` blocks (a power of two); 32 bytes."""
-    level = [
-        hashlib.sha256(data[at : at + BLOCK_BYTES]).digest()
-        for at in range(0, len(data), BLOCK_BYTES)
-    ]
-    return _root(level + [bytes(HASH_BYTES)] * (leaves - len(level)))
 
 
 def piece_hashes(torrent: bytes, info: TorrentInfo) -> list[bytes]:
@@ -46,7 +40,7 @@ def piece_hashes(torrent: bytes, info: TorrentInfo) -> list[bytes]:
             f"torrent {info.infohash[:12]}: no piece layers", hint="fetch the image again"
         ) from None
     hashes = [layer[at : at + HASH_BYTES] for at in range(0, len(layer), HASH_BYTES)]
-    if len(hashes) != info.pieces or _layer_root(hashes, info.piece_bytes) != root:
+    if len(hashes) != info.pieces or layer_root(hashes, info.piece_bytes) != root:
         raise TorrentMismatch(
             f"torrent {info.infohash[:12]}: its piece layer is another's",
             hint="fetch the image again",
@@ -110,7 +104,7 @@ def torrent_from_volume(fd: int, raw_info: bytes, info: TorrentInfo) -> bytes:
         piece_hash(_read_piece(fd, index, info), leaves=piece_leaves(info))
         for index in range(info.pieces)
     ]
-    found = hashes[0] if info.pieces == 1 else _layer_root(hashes, info.piece_bytes)
+    found = hashes[0] if info.pieces == 1 else layer_root(hashes, info.piece_bytes)
     if found != root:
         raise TorrentMismatch(
             f"torrent {info.infohash[:12]}: the volume holds other bytes",
@@ -142,7 +136,7 @@ def _layer_of_tree(tree: dict[bytes, bytes], info: TorrentInfo) -> Iterator[byte
                     f"torrent {info.infohash[:12]}: the hash of piece {index} is not known",
                     hint="it comes from peers once the piece is fetched",
                 )
-            known = _root(level)
+            known = root_of(level)
         yield known
 
 
@@ -153,23 +147,6 @@ def check_volume(fd: int, torrent: bytes, info: TorrentInfo) -> Iterator[bool]:
     for index, expected in enumerate(piece_hashes(torrent, info)):
         data = _read_piece(fd, index, info)
         yield piece_hash(data, leaves=piece_leaves(info)) == expected
-
-
-def sha512_of_pieces(fd: int, torrent: bytes, info: TorrentInfo) -> str:
-    """The SHA-512 (hex) of the bytes in ``fd``, from the same read that compares every piece.
-
-    So the torrent and the digest are of the same bytes, whatever is done to the file meanwhile.
-    Raises TorrentMismatch when a piece is not the torrent's, StorageFailed."""
-    digest = hashlib.sha512()
-    for index, expected in enumerate(piece_hashes(torrent, info)):
-        data = _read_piece(fd, index, info)
-        if piece_hash(data, leaves=piece_leaves(info)) != expected:
-            raise TorrentMismatch(
-                f"torrent {info.infohash[:12]}: piece {index} of the file is another",
-                hint="make the torrent again",
-            )
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
@@ -185,19 +162,4 @@ def _read_piece(fd: int, index: int, info: TorrentInfo) -> bytes:
 
 def piece_leaves(info: TorrentInfo) -> int:
     """Blocks that the hash of a piece is built over."""
-    if info.pieces > 1:
-        return info.piece_bytes // BLOCK_BYTES
-    blocks = -(-info.size_bytes // BLOCK_BYTES)
-    return 1 << (blocks - 1).bit_length()
-
-
-def _layer_root(hashes: list[bytes], piece_bytes: int) -> bytes:
-    padding = piece_hash(b"", leaves=piece_bytes // BLOCK_BYTES)
-    return _root(hashes + [padding] * ((1 << (len(hashes) - 1).bit_length()) - len(hashes)))
-
-
-def _root(level: list[bytes]) -> bytes:
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=True)
-        level = [hashlib.sha256(left + right).digest() for left, right in pairs]
-    return level[0]
+    return leaves_of(info.size_bytes, info.piece_bytes)

@@ -7,6 +7,7 @@ dictionary alone; its SHA-256 is the info-hash.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import libtorrent as lt
 
 from distrib.errors import ImageError, NotFound, OperatorError, StorageFailed, TorrentMismatch
 from distrib.swarm import IMAGE_FILE
+from distrib.swarm.hashing import hash_file
+from distrib.swarm.merkle import layer_root
 
 INFO_MAX_BYTES = 64 * 1024
 PIECE_MIN_BYTES = 16 * 1024
@@ -60,43 +63,94 @@ def make_torrent(
     out: Path,
     on_progress: Callable[[int], None] | None = None,
 ) -> TorrentInfo:
-    """Hash ``image``, which must be called ``image.raw``, and write the torrent to ``out``.
+    """Hash the file ``image`` (in a torrent it is always ``image.raw``), and write the torrent.
 
-    Blocks (use a worker thread); ``on_progress`` gets bytes hashed so far. Raises NotFound,
-    OperatorError for a piece size that is none, ImageError for an empty image, StorageFailed.
+    Blocks (use a worker thread); ``on_progress`` gets bytes hashed so far. ``out`` is replaced as a
+    whole, or left as it was. Raises NotFound, OperatorError for a piece size that is none,
+    ImageError for an empty image or one that is written to meanwhile, StorageFailed.
     """
+    return _make(image, piece_bytes, out, on_progress, digest=False)[0]
+
+
+def make_torrent_and_digest(
+    image: Path,
+    *,
+    piece_bytes: int,
+    out: Path,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[TorrentInfo, str]:
+    """``make_torrent``, and the SHA-512 (hex) of the very bytes that the torrent is of."""
+    info, sha512 = _make(image, piece_bytes, out, on_progress, digest=True)
+    return info, sha512 or ""
+
+
+def _make(
+    image: Path,
+    piece_bytes: int,
+    out: Path,
+    on_progress: Callable[[int], None] | None,
+    *,
+    digest: bool,
+) -> tuple[TorrentInfo, str | None]:
     if piece_bytes & (piece_bytes - 1) or not PIECE_MIN_BYTES <= piece_bytes <= PIECE_MAX_BYTES:
         raise OperatorError(
             f"piece size {piece_bytes} is not possible",
             hint=f"a power of two from {PIECE_MIN_BYTES} to {PIECE_MAX_BYTES}",
         )
     try:
-        size_bytes = image.stat().st_size
+        stream = image.open("rb", buffering=0)
     except FileNotFoundError:
         raise NotFound(f"{image}: no such file", hint="name an image file") from None
-    if size_bytes == 0:
-        raise ImageError(f"{image}: empty file", hint="an image has at least one byte")
-    entry = lt.create_file_entry(IMAGE_FILE, size_bytes)
-    torrent = lt.create_torrent([entry], piece_bytes, lt.create_torrent.v2_only)
-    torrent.set_priv(True)
-    progress = on_progress or (lambda _: None)
-    # libtorrent looks for <directory>/<name>; the name in the torrent is always image.raw.
-    directory = _directory_with(image)
+    with stream:
+        size_bytes, before = _written(stream.fileno())
+        if size_bytes == 0:
+            raise ImageError(f"{image}: empty file", hint="an image has at least one byte")
+        try:
+            hashed = hash_file(
+                stream.fileno(),
+                size_bytes,
+                piece_bytes=piece_bytes,
+                digest=digest,
+                on_progress=on_progress or (lambda _bytes: None),
+            )
+        except StorageFailed as error:
+            raise StorageFailed(f"{image}: {error.message}", hint=error.hint) from None
+        if _written(stream.fileno()) != (size_bytes, before):
+            raise ImageError(
+                f"{image}: written to while it was hashed", hint="try again once it is at rest"
+            )
+    torrent = torrent_of(hashed.hashes, size_bytes=size_bytes, piece_bytes=piece_bytes)
+    temporary = out.with_name(f".{out.name}.new")
     try:
-        lt.set_piece_hashes(torrent, str(directory), lambda i: progress((i + 1) * piece_bytes))
-    except RuntimeError as error:
-        raise StorageFailed(f"{image}: {error}", hint="check the disk") from None
-    document: Any = torrent.generate()
-    for key in set(document) - {b"info", b"piece layers"}:
-        del document[key]
-    out.write_bytes(lt.bencode(document))
-    return parse_info(lt.bencode(document[b"info"]))
+        temporary.write_bytes(torrent)
+        temporary.replace(out)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return parse_info(info_of(torrent)), hashed.sha512
 
 
-def _directory_with(image: Path) -> Path:
-    if image.name != IMAGE_FILE:
-        raise OperatorError(f"{image}: must be called {IMAGE_FILE}", hint="rename or link it")
-    return image.parent
+def _written(fd: int) -> tuple[int, int]:
+    """Size of an open file, and when it was last written to."""
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns
+
+
+def torrent_of(hashes: list[bytes], *, size_bytes: int, piece_bytes: int) -> bytes:
+    """The torrent file of an image by the hashes of its pieces."""
+    root = hashes[0] if len(hashes) == 1 else layer_root(hashes, piece_bytes)
+    name, entry = IMAGE_FILE.encode(), {b"length": size_bytes, b"pieces root": root}
+    document: Any = {
+        b"info": {
+            b"file tree": {name: {b"": entry}},
+            b"meta version": 2,
+            b"name": name,
+            b"piece length": piece_bytes,
+            b"private": 1,
+        },
+        b"piece layers": {root: b"".join(hashes)} if len(hashes) > 1 else {},
+    }
+    return lt.bencode(document)
 
 
 def info_of(torrent: bytes) -> bytes:

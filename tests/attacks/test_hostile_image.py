@@ -14,10 +14,10 @@ import pytest
 
 from distrib.catalogue import approval
 from distrib.catalogue.intake import ImageChoice
-from distrib.errors import DigestMismatch, TorrentMismatch
+from distrib.errors import DigestMismatch
 from distrib.swarm import IMAGE_FILE
-from distrib.swarm.pieces import sha512_of_pieces
-from distrib.swarm.torrent import make_torrent
+from distrib.swarm.hashing import hash_file
+from distrib.swarm.merkle import piece_hash
 from tests.head.stories import WORKER, Endorser, Head, entry, image_bytes
 
 GOOD, BAD = image_bytes(1), image_bytes(2)
@@ -62,12 +62,11 @@ def swapping(
 @pytest.mark.parametrize(
     ("step", "before", "after"),
     [
-        ("make_torrent", BAD, GOOD),
-        ("make_torrent", BAD, None),
-        ("make_torrent", None, BAD),
+        ("make_torrent_and_digest", BAD, GOOD),
+        ("make_torrent_and_digest", BAD, None),
+        ("make_torrent_and_digest", None, BAD),
+        ("make_torrent_and_digest", GOOD[:-1], GOOD),
         ("require_raw", None, BAD),
-        ("sha512_of_pieces", BAD, GOOD),
-        ("sha512_of_pieces", GOOD[:-1], GOOD),
     ],
 )
 async def test_bytes_that_are_others_while_the_torrent_is_made(
@@ -98,17 +97,34 @@ async def test_what_is_approved_names_the_bytes_that_were_checked(
     assert kept.read_bytes() == GOOD
 
 
-@pytest.mark.parametrize("size_bytes", [1, 16_384, 65_536, 65_537, 300_001])
-def test_the_digest_is_of_what_the_torrent_is_of(tmp_path: Path, size_bytes: int) -> None:
-    file, out = tmp_path / IMAGE_FILE, tmp_path / "torrent"
-    content = image_bytes(3, size_bytes)
-    file.write_bytes(content)
-    info = make_torrent(file, piece_bytes=65_536, out=out)
-    with file.open("r+b") as stream:
-        found = sha512_of_pieces(stream.fileno(), out.read_bytes(), info)
-        assert found == hashlib.sha512(content).hexdigest()
-        stream.seek(size_bytes - 1)
-        stream.write(bytes([content[-1] ^ 1]))
-        stream.flush()
-        with pytest.raises(TorrentMismatch):
-            sha512_of_pieces(stream.fileno(), out.read_bytes(), info)
+@pytest.mark.parametrize("workers", [None, 2])
+def test_the_digest_is_of_what_the_torrent_is_of(tmp_path: Path, workers: int | None) -> None:
+    """He writes to the file all the while that it is read."""
+    pieces, piece_bytes = 40, 1 << 20
+    one, other = (image_bytes(n, piece_bytes) for n in (3, 4))
+    by_hash = {piece_hash(content, leaves=64): content for content in (one, other)}
+    file = tmp_path / IMAGE_FILE
+    file.write_bytes(one * pieces)
+    turns = 0
+    with file.open("r+b", buffering=0) as stream:
+
+        def swap(_done: int) -> None:
+            nonlocal turns
+            turns += 1
+            stream.seek(0)
+            stream.write((one if turns % 2 else other) * pieces)
+            stream.seek(turns % pieces * piece_bytes)
+            stream.write(other if turns % 2 else one)
+
+        found = hash_file(
+            stream.fileno(),
+            pieces * piece_bytes,
+            piece_bytes=piece_bytes,
+            digest=True,
+            workers=workers,
+            on_progress=swap,
+        )
+    assert turns > 1
+    assert set(found.hashes) == set(by_hash)
+    hashed = b"".join(by_hash[one_hash] for one_hash in found.hashes)
+    assert found.sha512 == hashlib.sha512(hashed).hexdigest()
