@@ -95,7 +95,7 @@ async def run_job(
     """Run the job; its output goes to the sinks while it runs.
 
     Raises LaunchFailed (no boot, no result, too much output, a disk that is full), LimitReached
-    (the wall-clock limit), Conflict (``run_dir`` exists), what the hypervisor raises, and what a sink
+    (the wall-clock limit), Conflict (``run_dir`` exists), what the hypervisor raises and what a sink
     raises."""
     launch = _Launch(spec, hypervisor, on_phase)
     await launch.prepare()
