@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent.asking import Asking
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.records import VolumeRecord
@@ -69,6 +70,7 @@ class Operations:
             **self.giving.table,
             **launches(self.giving).table,
             **upkeep(self.resolve).table,
+            **Asking(authority=authority, reporter=reporter).table,
         }
 
     async def _status(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
