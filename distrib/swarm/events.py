@@ -39,9 +39,31 @@ class PeerDown:
 
 @dataclass(frozen=True)
 class PeerBanned:
-    """A peer sent a block that failed its hash; this session talks to it no more."""
+    """A peer sent a block that failed its hash, and was cut off."""
 
     address: str
+
+
+@dataclass(frozen=True)
+class PeerSample:
+    """A connected peer at one moment. Payload only: bytes since it was connected, and per second.
+
+    ``interesting``: it has pieces that are wanted here."""
+
+    address: str
+    port: int
+    interesting: bool
+    received_bytes: int
+    sent_bytes: int
+    download_bps: int
+    upload_bps: int
+
+
+@dataclass(frozen=True)
+class PeersSampled:
+    """All connected peers, some times a second while something moves or is waited for."""
+
+    peers: tuple[PeerSample, ...]
 
 
 @dataclass(frozen=True)
@@ -63,5 +85,13 @@ class Progress:
 
 
 TransferEvent = (
-    PieceDone | HashFailed | PeerUp | PeerDown | PeerBanned | StorageFault | Completed | Progress
+    PieceDone
+    | HashFailed
+    | PeerUp
+    | PeerDown
+    | PeerBanned
+    | PeersSampled
+    | StorageFault
+    | Completed
+    | Progress
 )

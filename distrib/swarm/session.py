@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,13 @@ import libtorrent as lt
 import structlog
 
 from distrib.errors import NodeError, OperatorError, TorrentMismatch
+from distrib.swarm.classes import Tier, Zones, apply_zones, limit_class, make_classes
 from distrib.swarm.events import (
     HashFailed,
     PeerBanned,
     PeerDown,
+    PeerSample,
+    PeersSampled,
     PeerUp,
     PieceDone,
     StorageFault,
@@ -35,6 +38,10 @@ log = structlog.get_logger(__name__)
 Backend = Literal["pread", "posix"]
 
 STATUS_INTERVAL_S = 0.5
+
+LIFT_BAN_S = 2.0
+"""libtorrent bans for good; but who sent a bad block may have been a job that shares the address of
+an agent as good as any."""
 
 _ORDINARY = 4
 """libtorrent's priority of a piece that nobody said anything about."""
@@ -63,6 +70,9 @@ class SwarmSession:
         self._transfers: dict[str, Transfer] = {}
         self._removals: dict[str, asyncio.Event] = {}
         self._listening: asyncio.Future[int] | None = None
+        self._classes: dict[Tier, int] = {}
+        self._zones: Zones | None = None
+        self._banned: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
@@ -75,6 +85,8 @@ class SwarmSession:
         params.disk_io_constructor = f"{self.backend}_disk_io_constructor"
         self._listening = loop.create_future()
         self._session = session = lt.session(params)
+        self._classes = make_classes(session)
+        self.admit(self._zones)
         session.set_alert_fd(write_fd)
         loop.add_reader(read_fd, self._woken, read_fd)
         self._woken(read_fd)
@@ -106,12 +118,14 @@ class SwarmSession:
         seed: bool = False,
         sequential: bool = True,
         unwanted: Collection[int] = (),
+        peers: Collection[tuple[str, int]] = (),
     ) -> Transfer:
         """Open a torrent whose ``image.raw`` stands in ``directory``.
 
         ``source`` is a bencoded info dictionary, or a torrent file with piece layers. ``have``
         are the pieces that are known to be on disk (none: a fresh volume, nothing is hashed
-        first); ``seed`` trusts all of it. ``unwanted`` pieces are not asked for.
+        first); ``seed`` trusts all of it. ``unwanted`` pieces are not asked for. ``peers``, addresses
+        and ports, are connected to at once; with ``Transfer.connect`` it takes up to a second.
         """
         if info.infohash in self._transfers:
             raise NodeError(f"torrent {info.infohash[:12]} is open already", hint="a bug")
@@ -126,7 +140,8 @@ class SwarmSession:
             params.have_pieces = list(have)
         if sequential and not seed:
             flags |= lt.torrent_flags.sequential_download
-        params.flags = flags
+        params.flags = flags | lt.torrent_flags.apply_ip_filter
+        params.peers = list(peers)
         if unwanted:
             priorities = [_ORDINARY] * info.pieces
             for index in unwanted:
@@ -136,9 +151,45 @@ class SwarmSession:
             handle = self._open().add_torrent(params)
         except RuntimeError as error:
             raise _damaged(info, error) from None
-        transfer = Transfer(handle, info, have or [False] * info.pieces, unwanted=unwanted)
+        held = have or [False] * info.pieces
+        transfer = Transfer(handle, info, held, unwanted=unwanted, forget=self._forget)
+        transfer.asked |= set(peers)
         self._transfers[info.infohash] = transfer
         return transfer
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        """The torrents that are open."""
+        return list(self._transfers.values())
+
+    def admit(self, zones: Zones | None) -> None:
+        """Serve and connect to who is in ``zones`` from now on, and nobody else; None: everybody.
+
+        Also before it is running."""
+        self._zones = zones
+        if self._session is not None:
+            apply_zones(self._session, self._classes, zones)
+
+    def limit_tier(self, tier: Tier, *, download_bps: int, upload_bps: int) -> None:
+        """Cap what this session exchanges with all peers of a tier, bytes per second; 0: none."""
+        limit_class(
+            self._open(),
+            tier,
+            self._classes[tier],
+            download_bps=download_bps,
+            upload_bps=upload_bps,
+        )
+
+    def adjust(self, settings: dict[str, str | int | bool]) -> None:
+        """Change settings of libtorrent while it runs."""
+        changed: Any = settings
+        self._open().apply_settings(changed)
+
+    def ask_peers(self) -> None:
+        """Have ``samples`` of all transfers with peers brought up to date, soon."""
+        for transfer in self._transfers.values():
+            if transfer.peers:
+                transfer.handle.post_peer_info()
 
     async def remove(self, transfer: Transfer) -> None:
         """Close a torrent; its files stay. Returns once libtorrent has let go of them."""
@@ -154,6 +205,30 @@ class SwarmSession:
             self._removals.pop(transfer.infohash, None)
             self._transfers.pop(transfer.infohash, None)
 
+    def _forget(self, transfer: Transfer, address: str) -> None:
+        """Have libtorrent close a peer's connections and strike it off its list.
+
+        There is no call for it: a filter that blocks the address for this torrent does it, and is
+        taken back at once. Other torrents are left out of it; all happens in the order of asking."""
+        session, applies = self._open(), lt.torrent_flags.apply_ip_filter
+        inforce, blocking = session.get_ip_filter(), session.get_ip_filter()
+        blocking.add_rule(address, address, 1)
+        filtered = [
+            other.handle
+            for other in self._transfers.values()
+            if other is not transfer and other.handle.flags() & applies
+        ]
+        was_filtered = bool(transfer.handle.flags() & applies)
+        for handle in filtered:
+            handle.unset_flags(applies)
+        transfer.handle.set_flags(applies)
+        session.set_ip_filter(blocking)
+        session.set_ip_filter(inforce)
+        if not was_filtered:
+            transfer.handle.unset_flags(applies)
+        for handle in filtered:
+            handle.set_flags(applies)
+
     def _open(self) -> lt.session:
         if self._session is None:
             raise NodeError("the swarm session is closed", hint="a bug")
@@ -163,6 +238,9 @@ class SwarmSession:
         while True:
             await asyncio.sleep(STATUS_INTERVAL_S)
             self._open().post_torrent_updates(0)
+            for transfer in self._transfers.values():
+                if transfer.is_moving:
+                    transfer.handle.post_peer_info()
 
     def _woken(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -193,6 +271,24 @@ class SwarmSession:
             case lt.torrent_alert():
                 self._on_torrent_alert(alert)
 
+    def _lift_later(self, address: str) -> None:
+        if address not in self._banned:
+            self._banned.add(address)
+            asyncio.get_running_loop().call_later(LIFT_BAN_S, self._lift, address)
+
+    def _lift(self, address: str) -> None:
+        """Have the ban of an address forgotten, where nobody is connected there as it is."""
+        self._banned.discard(address)
+        if self._session is None:
+            return
+        for transfer in self._transfers.values():
+            if address in transfer.peers:
+                continue
+            transfer.leave(address)
+            for peer in transfer.asked:
+                if peer[0] == address:
+                    transfer.connect(*peer)
+
     def _on_listen_failed(self, message: str) -> None:
         if self._listening is not None and not self._listening.done():
             self._listening.set_exception(
@@ -207,16 +303,38 @@ class SwarmSession:
         if transfer is None:
             return
         match alert:
+            case lt.peer_info_alert():
+                transfer.on_event(PeersSampled(_samples(alert.peer_info)))
             case lt.cache_flushed_alert():
                 transfer.on_flushed()
             case lt.save_resume_data_alert():
                 transfer.on_resume_data(lt.write_resume_data_buf(alert.params))
             case lt.save_resume_data_failed_alert():
                 transfer.on_resume_data(None, alert.message())
+            case lt.peer_ban_alert():
+                transfer.on_event(PeerBanned(alert.endpoint[0]))
+                self._lift_later(alert.endpoint[0])
             case _:
                 make = _EVENTS.get(type(alert))
                 if make is not None:
                     transfer.on_event(make(alert))
+
+
+def _samples(peers: Iterable[Any]) -> tuple[PeerSample, ...]:
+    unfinished = lt.peer_info.connecting | lt.peer_info.handshake
+    return tuple(
+        PeerSample(
+            address=peer.ip[0],
+            port=peer.ip[1],
+            interesting=bool(peer.flags & lt.peer_info.interesting),
+            received_bytes=peer.total_download,
+            sent_bytes=peer.total_upload,
+            download_bps=peer.payload_down_speed,
+            upload_bps=peer.payload_up_speed,
+        )
+        for peer in peers
+        if not peer.flags & unfinished
+    )
 
 
 def _parsed(document: bytes, info: TorrentInfo) -> lt.add_torrent_params:
@@ -236,7 +354,6 @@ _EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {
     lt.piece_finished_alert: lambda alert: PieceDone(alert.piece_index),
     lt.hash_failed_alert: lambda alert: HashFailed(alert.piece_index),
     lt.peer_connect_alert: lambda alert: PeerUp(alert.endpoint[0]),
-    lt.peer_ban_alert: lambda alert: PeerBanned(alert.endpoint[0]),
     lt.peer_disconnected_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
     lt.peer_error_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
     lt.file_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import libtorrent as lt
 
@@ -18,6 +18,8 @@ from distrib.swarm.events import (
     HashFailed,
     PeerBanned,
     PeerDown,
+    PeerSample,
+    PeersSampled,
     PeerUp,
     PieceDone,
     Progress,
@@ -40,9 +42,12 @@ class Transfer:
         have: Sequence[bool],
         *,
         unwanted: Collection[int] = (),
+        forget: Callable[[Transfer, str], None] = lambda _, __: None,
     ) -> None:
-        """``unwanted`` pieces, none of which is in ``have``, come by another way."""
+        """``unwanted`` pieces, none of which is in ``have``, come by another way. ``forget`` has
+        libtorrent drop a peer."""
         self.info = info
+        self._forget = forget
         self._wanted_bytes = info.size_bytes - sum(map(info.piece_size, unwanted))
         self.have = bytearray(have)
         self.done_bytes = sum(info.piece_size(i) for i, held in enumerate(have) if held)
@@ -51,7 +56,11 @@ class Transfer:
         self.fetched_bytes = 0
         self.wasted_bytes = 0
         self.uploaded_bytes = 0
+        self.asked: set[tuple[str, int]] = set()
         self.peers: set[str] = set()
+        self.caps = (0, 0)
+        self._limits = (0, 0)
+        self.samples: tuple[PeerSample, ...] = ()
         self.hash_failures: dict[str, int] = {}
         self.events: asyncio.Queue[TransferEvent] = asyncio.Queue()
         self._moved: list[asyncio.Future[None]] = []
@@ -116,12 +125,25 @@ class Transfer:
 
     def connect(self, address: str, port: int) -> None:
         """Ask for a connection; repeated asking is harmless."""
+        self.asked.add((address, port))
         self._handle.connect_peer((address, port))
+
+    def leave(self, address: str) -> None:
+        """End the connections with a peer; none is made by itself, a new ``connect`` is."""
+        self._forget(self, address)
 
     def limit(self, *, download_bps: int, upload_bps: int) -> None:
         """Cap the rates of this torrent, in bytes per second; 0 is no limit."""
-        self._handle.set_download_limit(download_bps)
-        self._handle.set_upload_limit(upload_bps)
+        self.caps = (download_bps, upload_bps)
+        self.throttle(download_bps=download_bps, upload_bps=upload_bps)
+
+    def throttle(self, *, download_bps: int, upload_bps: int) -> None:
+        """What it may do at this moment, within its caps; 0 is no limit."""
+        before, self._limits = self._limits, (download_bps, upload_bps)
+        if before[0] != download_bps:
+            self._handle.set_download_limit(download_bps)
+        if before[1] != upload_bps:
+            self._handle.set_upload_limit(upload_bps)
 
     async def flush(self) -> None:
         """Return once every verified piece has been handed to the kernel. Raises TimedOut."""
@@ -160,6 +182,13 @@ class Transfer:
     def handle(self) -> lt.torrent_handle:
         return self._handle
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether peers are worth a look: something flows, is waited for, or did just now."""
+        if self.watched or self.rate_bps or self.upload_bps:
+            return True
+        return any(sample.download_bps or sample.upload_bps for sample in self.samples)
+
     def on_event(self, event: TransferEvent) -> None:
         """Take in one event and pass it on."""
         match event:
@@ -183,6 +212,10 @@ class Transfer:
                 self.peers.add(address)
             case PeerDown(address, _):
                 self.peers.discard(address)
+            case PeersSampled(peers):
+                self.samples = peers
+                # Of two connections with a peer one is closed: that was not the peer's end.
+                self.peers = {peer.address for peer in peers}
             case PeerBanned(address):
                 self.hash_failures[address] = self.hash_failures.get(address, 0) + 1
             case StorageFault():
