@@ -81,6 +81,7 @@ class Controller:
             resign_interval=timedelta(seconds=settings.site_list.resign_s),
             on_published=self._on_published,
             intake=settings.intake,
+            proposals=settings.proposals,
         )
         self._events = Delivery(
             database=database,
@@ -134,6 +135,7 @@ class Controller:
             "site list": self._catalogue.publisher.keep_fresh(),
             "subscriptions": self._catalogue.schedule.run(),
             "intake": self._catalogue.collector.run(),
+            "proposals": self._catalogue.admission.run(),
             "crl": self._follow_crls(),
             "events": self._events.run(),
         }

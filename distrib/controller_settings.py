@@ -11,6 +11,7 @@ from pydantic import Field
 from distrib.api.server import ApiSettings
 from distrib.bus.mqtt import BusSettings
 from distrib.catalogue.intake_settings import IntakeSettings
+from distrib.catalogue.proposal_settings import ProposalSettings
 from distrib.config import Section, Settings
 from distrib.db.session import sqlite_url
 from distrib.events.settings import EventsSettings
@@ -100,6 +101,7 @@ class ControllerSettings(Settings):
     rollout: RolloutSettings = RolloutSettings()
     events: EventsSettings = EventsSettings()
     intake: IntakeSettings = IntakeSettings()
+    proposals: ProposalSettings = ProposalSettings()
     api: ApiSettings = ApiSettings()
     bus: BusSettings = BusSettings()
 

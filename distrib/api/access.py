@@ -27,10 +27,10 @@ def actor_of(request: Request) -> Actor:
     return actor
 
 
-def _require(wanted: Role, actor: Actor) -> Actor:
-    if not actor.may(wanted):
+def _require(actor: Actor, *wanted: Role) -> Actor:
+    if not any(actor.may(one) for one in wanted):
         raise Forbidden(
-            f"{actor.name!r} is {actor.role}, this takes {wanted}",
+            f"{actor.name!r} is {actor.role}, this takes {' or '.join(wanted)}",
             hint="use a token with that role",
             role=actor.role,
         )
@@ -38,21 +38,39 @@ def _require(wanted: Role, actor: Actor) -> Actor:
 
 
 def viewer(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
-    """Any valid token."""
-    return _require(Role.VIEWER, actor)
+    """A viewer's token, or one that may more."""
+    return _require(actor, Role.VIEWER)
 
 
 def operator(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
     """An operator's or admin's token."""
-    return _require(Role.OPERATOR, actor)
+    return _require(actor, Role.OPERATOR)
 
 
 def admin(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
     """An admin's token."""
-    return _require(Role.ADMIN, actor)
+    return _require(actor, Role.ADMIN)
+
+
+def proposer(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
+    """A user's token, for their own images; or an admin's."""
+    return _require(actor, Role.USER)
+
+
+def proposals_reader(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
+    """A user's token, for their own images; or a viewer's."""
+    return _require(actor, Role.USER, Role.VIEWER)
+
+
+def wanter(actor: Annotated[Actor, Depends(actor_of)]) -> Actor:
+    """A batch system's token; or a user's, for their own jobs."""
+    return _require(actor, Role.BATCH, Role.USER)
 
 
 Use = Annotated[Services, Depends(services_of)]
 Viewer = Annotated[Actor, Depends(viewer)]
 Operator = Annotated[Actor, Depends(operator)]
 Admin = Annotated[Actor, Depends(admin)]
+Proposer = Annotated[Actor, Depends(proposer)]
+ProposalsReader = Annotated[Actor, Depends(proposals_reader)]
+Wanter = Annotated[Actor, Depends(wanter)]

@@ -15,6 +15,7 @@ from distrib.api import (
     intake,
     lists,
     nodes,
+    proposals,
     provenance,
     rollouts,
     subscriptions,
@@ -52,6 +53,7 @@ def create_app(services: Services) -> FastAPI:
         # Before images, whose references may hold slashes.
         provenance.router,
         intake.router,
+        proposals.router,
         images.router,
         endorsers.router,
         subscriptions.router,

@@ -19,7 +19,14 @@ from distrib.db.models import Role, Token
 from distrib.db.session import Database
 from distrib.errors import ConfigInvalid, Conflict, NotFound
 
-_RANK = {Role.VIEWER: 0, Role.OPERATOR: 1, Role.ADMIN: 2}
+#: What each role may: what is called by its own name, and all that another role may.
+_MAY: dict[Role, frozenset[Role]] = {
+    Role.VIEWER: frozenset({Role.VIEWER}),
+    Role.USER: frozenset({Role.USER}),
+    Role.BATCH: frozenset({Role.BATCH}),
+    Role.OPERATOR: frozenset({Role.VIEWER, Role.BATCH, Role.OPERATOR}),
+    Role.ADMIN: frozenset(Role),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,12 @@ class Actor:
 
     def may(self, wanted: Role) -> bool:
         """Whether the role suffices."""
-        return _RANK[self.role] >= _RANK[wanted]
+        return wanted in _MAY[self.role]
+
+    @property
+    def is_user(self) -> bool:
+        """Whether it is a user of the site, who speaks for themselves alone."""
+        return self.role is Role.USER
 
 
 @dataclass(frozen=True)

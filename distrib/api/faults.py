@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from distrib.catalogue.proposals import PART_MAX_BYTES
 from distrib.errors import (
     Conflict,
     DistribError,
@@ -172,11 +173,14 @@ class BodyLimits:
         self._plain_bytes = plain_bytes
         self._list_bytes = list_bytes
         self._images = f"{prefix}/images"
+        self._proposals = f"{prefix}/proposals/"
 
     def of(self, method: str, path: str) -> int | None:
         """The bound in bytes, None for none."""
         if method == "PUT" and path.startswith(self._images) and path.endswith("/content"):
             return None
+        if method == "PUT" and path.startswith(self._proposals) and path.endswith("/content"):
+            return PART_MAX_BYTES
         if method == "POST" and path == self._images:
             return self._list_bytes
         return self._plain_bytes

@@ -19,7 +19,7 @@ router = APIRouter(tags=["lists"])
 def signed_list(
     sha512: Annotated[str, PathParameter(pattern=r"^[0-9a-f]{128}$")], services: Use, _actor: Viewer
 ) -> Response:
-    """The message, byte for byte."""
+    """The message, byte for byte; of a proposed image, what its user said."""
     with services.database.reading() as session:
         accepted = session.get(AcceptedList, sha512)
     if accepted is None:
@@ -28,6 +28,10 @@ def signed_list(
             hint="distrib list show, or image show, name them",
             sha512=sha512,
         )
-    file = services.catalogue.store.list_file(sha512)
+    store = services.catalogue.store
+    word = store.word_file(sha512)
+    if word.exists():
+        return Response(word.read_bytes(), media_type="application/json")
+    file = store.list_file(sha512)
     with named_faults(file):
         return Response(file.read_bytes(), media_type="multipart/signed")

@@ -48,6 +48,7 @@ def image_view(image: Image, aliases: list[str]) -> dict[str, Any]:
             "endorser_dn": image.endorser_dn,
             "endorser_ca": image.endorser_ca,
         },
+        "proposed_by": image.proposed_by,
     }
 
 

@@ -155,6 +155,7 @@ class DesiredImage(Model):
     parents: Peers = ()
     fallbacks: Peers = ()
     neighbours: Peers = ()
+    children: Peers = ()
     stripes: Annotated[int, Field(ge=1, le=2)] = 1
     web_seeds: Annotated[tuple[Url, ...], Field(max_length=8)] = ()
     caps: Caps = Caps()
@@ -346,11 +347,12 @@ class TokensWanted(Model):
 
 
 class ImageWanted(Model):
-    """A queued job names an image that is not here."""
+    """A job of ``user`` names an image that is not here."""
 
     kind: Literal["image-wanted"] = "image-wanted"
     image: Annotated[str, Field(max_length=200)]
-    job: Text = ""
+    job: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)] = ""
+    user: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)] = ""
 
 
 RequestBody = Annotated[ParentLost | TokensWanted | ImageWanted, Field(discriminator="kind")]

@@ -24,7 +24,7 @@ from distrib.catalogue.transitions import Change
 from distrib.db.audit import record
 from distrib.db.counters import LIST_ACCEPTANCES, rise
 from distrib.db.intake_models import Take
-from distrib.db.models import AcceptedList
+from distrib.db.models import AcceptedList, Image
 from distrib.trust.chain import TrustMaterial
 from distrib.trust.imagelist import ImageList, ImageListInvalid, parse_image_list, version_key
 from distrib.trust.reasons import Reason, ReasonCode, refusal
@@ -133,7 +133,7 @@ class Acceptance:
             message, trust=trust, expectation=expectation, now=self._clock(), crls=self._crls
         )
         offers, faults = _offers(verdict, claim)
-        reasons = (*verdict.reasons, *faults)
+        reasons = (*verdict.reasons, *faults, *_takes_proposals(session, claim))
         return Examined(message, claim, verdict, reasons, () if reasons else offers)
 
     def accept(self, session: Session, examined: Examined, *, take: Take, actor: str) -> Accepted:
@@ -237,4 +237,17 @@ def _offers(verdict: Verdict, claim: Claim) -> tuple[tuple[Offer, ...], tuple[Re
         entries = site_list_of(image_list).images
     except ImageListInvalid as error:
         return (), error.found
-    return tuple(Offer(one.image, current=one.state == "approved") for one in entries), ()
+    # What users of the other site brought is on that site's head alone.
+    endorsed = (one for one in entries if not one.origin.proposed_by)
+    return tuple(Offer(one.image, current=one.state == "approved") for one in endorsed), ()
+
+
+def _takes_proposals(session: Session, claim: Claim) -> tuple[Reason, ...]:
+    """A list under the identifier of a proposal would have that image follow it."""
+    mine = select(Image.identifier).where(
+        Image.list_identifier == claim.identifier, Image.proposed_by.is_not(None)
+    )
+    if claim.identifier is None or session.scalar(mine.limit(1)) is None:
+        return ()
+    text = f"{claim.identifier} is what a user of this site proposed"
+    return (Reason(ReasonCode.UUID_FOREIGN, text),)

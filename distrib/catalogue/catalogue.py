@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from distrib.catalogue.acceptance import Acceptance
+from distrib.catalogue.admission import Admission
 from distrib.catalogue.approval import Approval
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.catalogue.collecting import Collector
@@ -25,6 +26,8 @@ from distrib.catalogue.intake_settings import IntakeSettings
 from distrib.catalogue.passwords import Passwords
 from distrib.catalogue.polling import Poll
 from distrib.catalogue.preparation import Preparation
+from distrib.catalogue.proposal_settings import ProposalSettings
+from distrib.catalogue.proposals import Proposals
 from distrib.catalogue.publisher import RESIGN_INTERVAL, Publisher
 from distrib.catalogue.quarantine import Quarantine
 from distrib.catalogue.rechecking import Rechecking
@@ -60,6 +63,8 @@ class Catalogue:
     collector: Collector
     examination: Examination
     rechecking: Rechecking
+    proposals: Proposals
+    admission: Admission
 
     @classmethod
     def open(
@@ -79,6 +84,7 @@ class Catalogue:
         on_published: Callable[[bytes], None] | None = None,
         fetcher: Fetcher | None = None,
         intake: IntakeSettings | None = None,
+        proposals: ProposalSettings | None = None,
     ) -> Self:
         """Make the folders and put in order what a crash left; publishes nothing yet.
 
@@ -96,6 +102,7 @@ class Catalogue:
             clock=clock,
             conversion=Conversion(sandbox, settings.max_raw_bytes, settings.convert_s),
             examination=examination,
+            proposed_max_bytes=(proposals or ProposalSettings()).max_bytes,
         )
         quarantine = Quarantine(preparation)
         quarantine.recover()
@@ -129,6 +136,24 @@ class Catalogue:
         approval = Approval(
             database=database, store=store, clock=clock, grace=grace, examination=examination
         )
+        proposed = Proposals(
+            database=database,
+            store=store,
+            quarantine=quarantine,
+            approval=approval,
+            settings=proposals or ProposalSettings(),
+            clock=clock,
+            changed=publisher.publish_if_due,
+        )
+        admission = Admission(
+            database=database,
+            proposals=proposed,
+            examination=examination,
+            approval=approval,
+            settings=proposals or ProposalSettings(),
+            clock=clock,
+            changed=publisher.publish_if_due,
+        )
         return cls(
             store=store,
             endorsers=Endorsers(database, clock=clock),
@@ -152,5 +177,8 @@ class Catalogue:
                 passwords=passwords,
                 settings=settings,
                 clock=clock,
+                on_prepared=admission.admit,
             ),
+            proposals=proposed,
+            admission=admission,
         )

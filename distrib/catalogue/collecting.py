@@ -51,7 +51,10 @@ class Collector:
         passwords: Passwords,
         settings: IntakeSettings,
         clock: Clock,
+        on_prepared: Callable[[Image], Awaitable[None]] | None = None,
     ) -> None:
+        """``on_prepared`` is told of each image that is in quarantine now."""
+        self._on_prepared = on_prepared
         self._database = database
         self._quarantine = quarantine
         self._preparation = preparation
@@ -109,7 +112,9 @@ class Collector:
         name = image_name(row)
         try:
             with self._quarantine.alone(name):
-                await self._take_in(row)
+                prepared = await self._take_in(row)
+            if self._on_prepared is not None:
+                await self._on_prepared(prepared)
             log.info("image-taken-in", image=name, source=row.source)
         except Conflict as error:
             # Somebody uploads it, or it was denied or revoked meanwhile.
@@ -127,7 +132,7 @@ class Collector:
             self._busy.pop(name, None)
             self._woken.set()
 
-    async def _take_in(self, row: Image) -> None:
+    async def _take_in(self, row: Image) -> Image:
         folder = self._preparation.folder(row)
         if not await asyncio.to_thread((folder / ENDORSED_FILE).exists):
             access = await asyncio.to_thread(self._access, row)
@@ -146,7 +151,7 @@ class Collector:
                 raise
             finally:
                 await asyncio.to_thread(_drop_if_empty, folder)
-        await self._preparation.prepare(row, actor=ACTOR)
+        return await self._preparation.prepare(row, actor=ACTOR)
 
     def _access(self, row: Image) -> Access:
         """What the subscription of the image's list has been given."""

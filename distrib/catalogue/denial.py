@@ -114,6 +114,9 @@ class Denial:
         return row
 
     def _is_endorsed(self, session: Session, row: Image) -> bool:
+        if row.proposed_by is not None:
+            # What its user withdrew is not denied, but revoked.
+            return True
         lists = session.scalars(
             select(AcceptedList).where(AcceptedList.identifier == row.list_identifier)
         )

@@ -63,17 +63,21 @@ class Examination:
             ) from None
         return (*BUILT_IN, *own)
 
+    def missed(self, session: Session, row: Image) -> dict[str, str]:
+        """The required checks that the image did not pass, with their outcome."""
+        found = {check.name: check for check in checks_of(session, row)}
+        return {
+            name: str(found[name].outcome) if name in found else str(Outcome.NOT_INSPECTED)
+            for name in self.settings.required_checks
+            if name not in found or found[name].outcome != Outcome.PASS
+        }
+
     def require(self, session: Session, row: Image, *, force: str) -> dict[str, str]:
         """Hold an image against the required checks; those that it did not pass, with outcome.
 
         Raises ChecksNotPassed where the site refuses such images and ``force`` gives no reason.
         """
-        found = {check.name: check for check in checks_of(session, row)}
-        missed = {
-            name: str(found[name].outcome) if name in found else str(Outcome.NOT_INSPECTED)
-            for name in self.settings.required_checks
-            if name not in found or found[name].outcome != Outcome.PASS
-        }
+        missed = self.missed(session, row)
         if missed and self.settings.on_fail == "refuse" and not force:
             told = ", ".join(f"{name} ({outcome})" for name, outcome in missed.items())
             raise ChecksNotPassed(

@@ -80,7 +80,7 @@ class History:
     def _lists(self, session: Session, versions: list[Image]) -> Iterator[Step]:
         """The endorser's lists that named the image, and the first of those that no longer did."""
         identifier = versions[0].identifier
-        owners = {row.list_identifier for row in versions}
+        owners = {row.list_identifier for row in versions if row.proposed_by is None}
         query = select(AcceptedList).where(AcceptedList.identifier.in_(owners))
         named_before = False
         for row in session.scalars(query.order_by(AcceptedList.accepted_at)):

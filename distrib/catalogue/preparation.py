@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distrib.catalogue.clock import Clock
@@ -36,13 +36,15 @@ NOTE_FILE = "image.part.json"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Conversion and checks, in this order."""
+    """Conversion and checks, in this order. ``proposed_max_bytes`` bounds the raw disk of an image
+    that a user proposed."""
 
     database: Database
     store: ImageStore
     clock: Clock
     conversion: Conversion
     examination: Examination
+    proposed_max_bytes: int | None = None
 
     def folder(self, row: Image) -> Path:
         """The image's folder in quarantine."""
@@ -80,9 +82,11 @@ class Preparation:
                     raise changed(name)
 
         stated = stated_format(image_of(row.entry).format, image=name)
-        return await self.conversion.to_raw(
-            endorsed, stated=stated, image=name, unchanged=unchanged
-        )
+        conversion = self.conversion
+        if row.proposed_by is not None and self.proposed_max_bytes is not None:
+            most = min(conversion.max_raw_bytes, self.proposed_max_bytes)
+            conversion = replace(conversion, max_raw_bytes=most)
+        return await conversion.to_raw(endorsed, stated=stated, image=name, unchanged=unchanged)
 
     def _done(
         self, row: Image, raw: Path, digest: str, findings: Mapping[str, Finding], actor: str

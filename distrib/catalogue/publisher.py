@@ -291,6 +291,7 @@ def _site_image(session: Session, row: Image, *, named: bool) -> SiteImage:
             endorser_ca=row.endorser_ca,
             sha512=row.endorsed_sha512,
             size_bytes=row.endorsed_size_bytes,
+            proposed_by=row.proposed_by or "",
         ),
         state="approved" if approved else "superseded",
         until=row.until,

@@ -87,7 +87,8 @@ class Quarantine:
     def recover(self) -> None:
         """After a start: drop half-received and half-converted files, expect again what is gone.
 
-        What is kept of an expected image: its file as endorsed, and what there is of a download.
+        What is kept of an expected image: its file as endorsed, and what there is of a download or
+        of a user's upload.
         """
         with self._database.transaction() as session:
             known = (ImageState.QUARANTINED, ImageState.EXPECTED)
@@ -101,7 +102,8 @@ class Quarantine:
                         row.state, row.since = ImageState.EXPECTED, self._clock()
                         log.warning("quarantined-file-gone", image=image_name(row))
                 if row.state == ImageState.EXPECTED:
-                    keep[folder] = _kept(folder, fetched=bool(row.source))
+                    in_parts = bool(row.source) or row.proposed_by is not None
+                    keep[folder] = _kept(folder, in_parts=in_parts)
         for folder in self._store.quarantine.iterdir():
             if folder in keep:
                 for file in folder.iterdir():
@@ -162,12 +164,12 @@ def complete(folder: Path) -> None:
         sync(folder)
 
 
-def _kept(folder: Path, *, fetched: bool) -> set[str]:
+def _kept(folder: Path, *, in_parts: bool) -> set[str]:
     endorsed, raw = folder / ENDORSED_FILE, folder / IMAGE_FILE
     if raw.exists() and not endorsed.exists():
         # A crash came after the last rename of a raw image and before its row was changed.
         raw.rename(endorsed)
-    return {ENDORSED_FILE} | ({PART_FILE, NOTE_FILE} if fetched else set())
+    return {ENDORSED_FILE} | ({PART_FILE, NOTE_FILE} if in_parts else set())
 
 
 def _check_size(row: Image, size_bytes: int | None) -> None:

@@ -67,6 +67,10 @@ class ImageStore:
         """A signed image list, raw."""
         return self.lists / f"{sha512}.smime"
 
+    def word_file(self, sha512: str) -> Path:
+        """What a user said of an image that they proposed; JSON that nobody signed."""
+        return self.lists / f"{sha512}.json"
+
     def site_list_version_file(self, version: int) -> Path:
         """A signed site list of that version."""
         return self.site_lists / f"{version}.smime"
@@ -95,6 +99,10 @@ class ImageStore:
         file = self.list_file(sha512)
         if not file.exists():
             write_atomically(file, message, mode=_READ_ONLY_FILE)
+
+    def keep_word(self, sha512: str, document: bytes) -> None:
+        """Keep what a user said of a proposed image."""
+        write_atomically(self.word_file(sha512), document, mode=_READ_ONLY_FILE)
 
     def move_in(self, quarantined: Path, infohash: str) -> None:
         """Rename a quarantine folder (image and torrent) to its place among the images, read-only.

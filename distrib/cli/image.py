@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from distrib.cli.client import LONG_S, ApiClient, connected, path_of
+from distrib.cli.image_file import FILE, chunks_of, sha512_of, size_of
 from distrib.cli.image_intake import check_lines, checks, take
+from distrib.cli.image_proposals import print_own, propose, withdraw
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
-from distrib.cli.progress import Advance, progress
+from distrib.cli.progress import progress
 from distrib.cli.provenance import history, where_running
-from distrib.errors import ImageError, NotFound, OperatorError
+from distrib.errors import ImageError, NotFound
 from distrib.printable import bytes_text
 
-_CHUNK_BYTES = 1 << 20
 _LIST_MAX_BYTES = 12 << 20
-FILE = click.Path(path_type=Path)
 
 
 @click.group("image")
@@ -32,6 +30,8 @@ image.add_command(history)
 image.add_command(where_running)
 image.add_command(take)
 image.add_command(checks)
+image.add_command(propose)
+image.add_command(withdraw)
 
 
 @image.command("add")
@@ -59,11 +59,11 @@ def add(
         raise click.UsageError("--alias takes an approval: leave --no-approve away")
     _check_aliases(aliases)
     signed = _signed_list(list_file)
-    size_bytes = _size(file)
+    size_bytes = size_of(file)
     choice: dict[str, Any] = {"size_bytes": size_bytes, "title": title, "version": version}
     if title is None and version is None:
         with progress(f"hashing {file.name}", size_bytes, silent=as_json) as advance:
-            choice["sha512"] = _sha512(file, advance)
+            choice["sha512"] = sha512_of(file, advance)
     with connected() as client:
         body = {"list": base64.b64encode(signed).decode()} | choice
         found = client.post("/images", body, timeout_s=120)
@@ -79,9 +79,13 @@ def add(
 
 
 @image.command("list")
+@click.option("--mine", is_flag=True, help="Only what you have proposed; for tokens of users.")
 @json_option
-def list_command(*, as_json: bool) -> None:
+def list_command(*, mine: bool, as_json: bool) -> None:
     """Every image version that the site knows."""
+    if mine:
+        print_own(as_json=as_json)
+        return
     with connected() as client:
         document = client.get("/images")
     if as_json:
@@ -117,7 +121,12 @@ def show(*, ref: str, as_json: bool) -> None:
 @click.argument("ref", metavar="IMAGE")
 @click.option("--alias", "aliases", multiple=True, help="The site's name for it.")
 @click.option("--user", "users", multiple=True, help="Only these users may lease it.")
-@click.option("--everybody", is_flag=True, help="Every user may lease it (the default).")
+@click.option(
+    "--everybody",
+    "--for-all",
+    is_flag=True,
+    help="Every user may lease it (the default, but for what a user proposed).",
+)
 @click.option("--reason", default="", help="For the audit log.")
 @click.option("--force", default="", metavar="REASON", help="Why, although checks failed.")
 @json_option
@@ -213,6 +222,7 @@ def _print_image(row: dict[str, Any], *, as_json: bool, full: bool = False) -> N
             ("info-hash", row["infohash"]),
             ("pieces of", bytes_text(row["piece_bytes"]) if row["piece_bytes"] else None),
             ("list", f"{row['origin']['list']} version {row['origin']['list_version']}"),
+            ("proposed by", row.get("proposed_by")),
             ("endorser", row["origin"]["endorser_dn"]),
             ("certified by", row["origin"]["endorser_ca"]),
         )
@@ -226,40 +236,9 @@ def _send(
 ) -> dict[str, Any]:
     with progress(f"sending {file.name}", size_bytes, silent=silent) as advance:
         answer: dict[str, Any] = client.upload(
-            path_of("images", name, "content"), _chunks(file, advance), size_bytes=size_bytes
+            path_of("images", name, "content"), chunks_of(file, advance), size_bytes=size_bytes
         )
     return answer
-
-
-def _size(file: Path) -> int:
-    try:
-        size_bytes = file.stat().st_size
-        if not file.is_file():
-            raise OperatorError(f"{file}: not a file", hint="name an image file")
-    except OSError as error:
-        raise NotFound(f"{file}: {error.strerror}", hint="check the path") from None
-    if size_bytes == 0:
-        raise ImageError(f"{file}: empty file", hint="an image has at least one byte")
-    return size_bytes
-
-
-def _chunks(file: Path, advance: Advance) -> Iterator[bytes]:
-    done = 0
-    try:
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                yield chunk
-                done += len(chunk)
-                advance(done)
-    except OSError as error:
-        raise NotFound(f"{file}: {error.strerror}", hint="check the path") from None
-
-
-def _sha512(file: Path, advance: Advance) -> str:
-    digest = hashlib.sha512()
-    for chunk in _chunks(file, advance):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check_aliases(aliases: tuple[str, ...]) -> None:

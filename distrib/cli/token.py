@@ -16,11 +16,13 @@ def token() -> None:
 
 @token.command("create")
 @click.argument("name")
-@click.option("--role", type=click.Choice(["viewer", "operator", "admin"]), required=True)
+@click.option(
+    "--role", type=click.Choice(["viewer", "user", "batch", "operator", "admin"]), required=True
+)
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Until it expires.")
 @json_option
 def create(*, name: str, role: str, days: float | None, as_json: bool) -> None:
-    """A new token; it is shown this once."""
+    """A new token; it is shown this once. One of role user is called as the user is on nodes."""
     body = {"name": name, "role": role, "expires_s": days * 86400 if days else None}
     with connected() as client:
         row = client.post("/tokens", body)

@@ -11,6 +11,7 @@ SITE_LIST_VERSION = "site-list-version"
 CATALOGUE_CHANGES = "catalogue-changes"
 CATALOGUE_PUBLISHED = "catalogue-published"
 LIST_ACCEPTANCES = "list-acceptances"
+PROPOSALS = "proposals"
 ROLLOUT_NUMBER = "rollout-number"
 
 

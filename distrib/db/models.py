@@ -93,9 +93,14 @@ class RolloutState(StrEnum):
 
 
 class Role(StrEnum):
-    """What a token may do; each may all that the one before it may."""
+    """What a token may do (``distrib.api.bearer`` has which role may what another may).
+
+    ``user``: a user of the site, whose images they propose; ``batch``: a batch system.
+    """
 
     VIEWER = "viewer"
+    USER = "user"
+    BATCH = "batch"
     OPERATOR = "operator"
     ADMIN = "admin"
 
@@ -115,7 +120,10 @@ class Endorser(Base):
 
 
 class AcceptedList(Base):
-    """A signed image list that was accepted; its bytes are ``lists/<sha512>.smime``."""
+    """A signed image list that was accepted; its bytes are ``lists/<sha512>.smime``.
+
+    Or what a user says of an image that they propose, signed by nobody: ``lists/<sha512>.json``.
+    """
 
     __tablename__ = "image_lists"
 
@@ -140,7 +148,8 @@ class Image(Base):
     "attempts", "again_at"?}`` of the last try to take it in (no ``again_at``: for good), empty when
     that went well; ``before_denial`` is the state that an undeny goes back to. ``endorsed_until``
     is when the newest list that names the UUID, or the entry, expires; ``lapsed_at`` is when that
-    was noticed, None while the endorsement is in force.
+    was noticed, None while the endorsement is in force. ``proposed_by`` is the user of the site who
+    brought it; then no endorser stands for it, and its row of ``image_lists`` is that user's word.
     """
 
     __tablename__ = "images"
@@ -174,6 +183,7 @@ class Image(Base):
     before_denial: Mapped[str | None] = mapped_column(String(16))
     endorsed_until: Mapped[datetime | None]
     lapsed_at: Mapped[datetime | None]
+    proposed_by: Mapped[str | None] = mapped_column(String(64))
 
 
 class Alias(Base):

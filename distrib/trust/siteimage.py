@@ -53,7 +53,10 @@ class ControllerKey:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an approval came from: the endorser's list, and the file as endorsed."""
+    """Where an approval came from: the endorser's list, and the file as endorsed.
+
+    ``proposed_by``: the user of the site who brought it; then no endorser stands for it.
+    """
 
     list: str
     list_version: str
@@ -61,6 +64,7 @@ class Origin:
     endorser_ca: str
     sha512: str
     size_bytes: int
+    proposed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,12 @@ class SiteImage:
     def ref(self) -> str:
         """``UUID@VERSION``: what names this version everywhere."""
         return f"{self.identifier}@{self.version}"
+
+    @property
+    def is_for_all(self) -> bool:
+        """Whether the site lets everybody run it: only then may it have more than a private
+        network, and the site's part of the context disc."""
+        return self.audience == "all"
 
     def admits(self, user: str) -> bool:
         """Whether ``user`` belongs to the audience."""
@@ -154,6 +164,11 @@ def image_with_site_keys(entry: SiteImage) -> Image:
             "size_bytes": origin.size_bytes,
         },
     }
+    if origin.proposed_by:
+        keys["distrib:origin"] = {
+            **cast(dict[str, Json], keys["distrib:origin"]),
+            "proposed_by": origin.proposed_by,
+        }
     if entry.until is not None:
         keys["distrib:until"] = format_time(entry.until)
     # An endorser's own list may carry such keys too; what the site says is the site's alone.
@@ -243,4 +258,5 @@ def _read_origin(reader: FieldReader) -> Origin:
         endorser_ca=reader.text("endorser_ca"),
         sha512=reader.hexadecimal("sha512", 128),
         size_bytes=reader.size("size_bytes"),
+        proposed_by=reader.text("proposed_by", required=False, pattern=_USER_PATTERN),
     )

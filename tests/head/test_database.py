@@ -11,7 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-import distrib.db.intake_models  # noqa: F401 - its tables belong to Base.metadata
+import distrib.db.intake_models
+import distrib.db.use_models  # noqa: F401 - their tables belong to Base.metadata
 from distrib.db.models import Base, Counter, Node
 from distrib.db.schema import schema_revision, upgrade
 from distrib.db.session import Database
@@ -37,13 +38,13 @@ def test_migrations_make_what_the_models_say(database: Database) -> None:
 def test_upgrade_twice_changes_nothing(database: Database) -> None:
     upgrade(database)
     with database.engine.connect() as connection:
-        assert schema_revision(connection) == "0002"
+        assert schema_revision(connection) == "0003"
 
 
 def test_a_newer_schema_is_refused_in_one_line(database: Database) -> None:
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(Conflict, match=r"schema 9999.*knows up to 0002") as refusal:
+    with pytest.raises(Conflict, match=r"schema 9999.*knows up to 0003") as refusal:
         upgrade(database)
     assert "\n" not in refusal.value.message
 
