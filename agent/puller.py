@@ -247,6 +247,7 @@ class Puller:
             parts=self._parts,
             plan=_plan(wanted),
             caps=self._caps(wanted),
+            children=wanted.children,
             deadline_s=self._deadline_s(wanted),
         )
         self.pulls[wanted.infohash] = pull

@@ -25,7 +25,7 @@ from agent.pull.pull import Pull
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.swarm import SwarmSource
 from agent.pull.torrents import TorrentFiles
-from distrib.bus.messages import Caps, NodeReason, State
+from distrib.bus.messages import Caps, NodeReason, Peer, State
 from distrib.errors import (
     DigestMismatch,
     DistribError,
@@ -75,8 +75,10 @@ class RunningPull:
         parts: PullParts,
         plan: Plan,
         caps: Caps,
+        children: Sequence[Peer] = (),
         deadline_s: float | None = None,
     ) -> None:
+        """``children`` fetch from this node."""
         self.image = image
         self.transfer: Transfer | None = None
         self.pull: Pull | None = None
@@ -84,6 +86,7 @@ class RunningPull:
         self._raw_info = raw_info
         self._parts = parts
         self._plan = plan
+        self._children = children
         self._caps = caps
         self._deadline_s = deadline_s
         self._source: SwarmSource | None = None
@@ -226,6 +229,7 @@ class RunningPull:
             target.directory,
             have=resumed.have if resumed else None,
             unwanted=unwanted,
+            peers=self._first_peers,
         )
         self._limit()
         self.pull = Pull(
@@ -297,6 +301,13 @@ class RunningPull:
         have = tuple(check_volume(target.fd, layers[1], self._info))
         log.info("volume-checked", infohash=self.image.infohash, good=sum(have), of=len(have))
         return Resume(have)
+
+    @property
+    def _first_peers(self) -> list[tuple[str, int]]:
+        """Whom to connect to in the same moment: a child that was ready before us was refused, and
+        would come again only after a second."""
+        peers = (*self._plan.parents, *self._children)
+        return [(peer.address, peer.port) for peer in peers]
 
     def _limit(self) -> None:
         if self.transfer is not None:

@@ -159,6 +159,7 @@ def _image(one: Assigned, links: Links) -> DesiredImage:
         parents=_peers(links.parents),
         fallbacks=_peers(links.fallbacks),
         neighbours=_peers(links.neighbours),
+        children=_peers(links.children),
         stripes=links.stripes,
         caps=Caps(download_bps=one.download_bps, upload_bps=one.upload_bps),
     )

@@ -71,8 +71,10 @@ def lan_profile(
         "connection_speed": 200,
         "listen_queue_size": 100,
         "peer_connect_timeout": 5,
-        "min_reconnect_time": 1,
-        # libtorrent multiplies min_reconnect_time by the failures of a peer.
+        # Who connects to whom is the plan's: whoever was left is not dialled again by libtorrent,
+        # and who has the image waits to be asked (agent/pull/machine.py dials again in time).
+        "min_reconnect_time": 60,
+        "seeding_outgoing_connections": False,
         "max_failcount": 100,
         # A peer that went dark without a FIN is given up after this silence.
         "peer_timeout": 10,
@@ -82,7 +84,9 @@ def lan_profile(
         "hashing_threads": 2,
         "max_queued_disk_bytes": 64 * MIB,
         "alert_queue_size": 20_000,
-        "close_redundant_connections": True,
+        # A parent that completes says first that it only uploads, then that it has the last piece:
+        # a child that has all the others would take it for useless, hang up, and come again later.
+        "close_redundant_connections": False,
         "no_atime_storage": True,
         "user_agent": "distrib",
         "peer_fingerprint": "-DI0100-",

@@ -100,7 +100,8 @@ class _Work:
             self._striped.add(group.key)
         for place, block in enumerate(group.blocks):
             rows = self._rows(block, striped=striped)
-            self._add_block(group, place, rows, entry)
+            after = group.blocks[place + 1].nodes[:1] if place + 1 < len(group.blocks) else ()
+            self._add_block(group, place, rows, entry, below=self._peers_of(after))
             above = tuple(row[-2] for row in rows) if len(block.nodes) > 1 else entry[0]
             entry = (tuple(row[-1] for row in rows), above)
         self._ends[group.key] = entry
@@ -161,12 +162,23 @@ class _Work:
             tuple(member.stripe_peer(stripe) for member in members) for stripe in range(STRIPES)
         )
 
-    def _add_block(self, group: Group, place: int, rows: tuple[Peers, ...], entry: Entry) -> None:
-        key = (group.shape, place % 2, rows, entry, self._seeder_peers)
+    def _peers_of(self, nodes: Iterable[str]) -> Peers:
+        return tuple(self._members[name].peer for name in nodes)
+
+    def _add_block(
+        self,
+        group: Group,
+        place: int,
+        rows: tuple[Peers, ...],
+        entry: Entry,
+        *,
+        below: Peers = (),
+    ) -> None:
+        key = (group.shape, place % 2, rows, entry, below, self._seeder_peers)
         known = self._before.blocks.get((group.key, place))
         if known is None or known.key != key:
             if group.shape is Shape.CHAIN:
-                links = _chain_links(rows, entry, self._seeder_peers)
+                links = _chain_links(rows, entry, below, self._seeder_peers)
             else:
                 links = _tree_links(rows, place % 2, entry[0], self._seeder_peers)
             known = PlannedBlock(key, links)
@@ -182,17 +194,22 @@ class _Work:
             self.changed.add(name)
 
 
-def _chain_links(rows: tuple[Peers, ...], entry: Entry, seeders: Peers) -> dict[str, Links]:
+def _chain_links(
+    rows: tuple[Peers, ...], entry: Entry, below: Peers, seeders: Peers
+) -> dict[str, Links]:
     links = {}
-    for place, peer in enumerate(rows[0]):
-        parents = tuple(row[place - 1] for row in rows) if place else entry[0]
+    row = rows[0]
+    for place, peer in enumerate(row):
+        parents = tuple(of[place - 1] for of in rows) if place else entry[0]
         above = entry[1]
         if place:
-            above = tuple(row[place - 2] for row in rows) if place > 1 else entry[0]
+            above = tuple(of[place - 2] for of in rows) if place > 1 else entry[0]
         taken = {peer.node, *(parent.node for parent in parents)}
         fallbacks = _others((*above, *seeders), taken)
-        near = _near(rows[0], place, taken, behind=2)
-        links[peer.node] = Links(parents, fallbacks, near, stripes=len(rows))
+        near = _near(row, place, taken, behind=2)
+        # Where there are stripes a node has a port for each, and a child needs the right one.
+        children = (row[place + 1 : place + 2] or below) if len(rows) == 1 else ()
+        links[peer.node] = Links(parents, fallbacks, near, len(rows), children)
     return links
 
 

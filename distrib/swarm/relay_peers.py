@@ -49,9 +49,11 @@ class Links:
     """What one node is told of its peers.
 
     With ``stripes`` 2, ``parents[i]`` feeds the pieces whose index leaves i when divided by 2.
+    ``children`` are told in chains: both sides of a link connect, so that it stands once both can.
     """
 
     parents: tuple[RelayPeer, ...] = ()
     fallbacks: tuple[RelayPeer, ...] = ()
     neighbours: tuple[RelayPeer, ...] = ()
     stripes: int = 1
+    children: tuple[RelayPeer, ...] = ()
