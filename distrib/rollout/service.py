@@ -210,8 +210,9 @@ class Rollouts:
     def _record(
         self, session: Session, request: Document, actor: str, *, selector: str, found: Targets
     ) -> RolloutRecord:
-        # Whole seconds: what is told of it must read back equal.
-        now = self._clock().replace(microsecond=0)
+        # Whole milliseconds: what is told of it must read back equal.
+        now = self._clock()
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         deadline_s = request.get("deadline_s")
         image = resolve(session, str(request["image"]), states=USABLE)
         require_unexpired(image, now)
