@@ -19,11 +19,12 @@ from agent.damage import Damage
 from agent.inbox import Inbox
 from agent.launches import Launches
 from agent.launching import Launcher
+from agent.lending import Lending
 from agent.news import CacheNews
 from agent.operations import Operations
 from agent.pull.copying import DiskRate
-from agent.pull.machine import ParentLost as ParentGone
 from agent.pull.previous import PreviousVersions
+from agent.pull.pulling import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
 from agent.pull.running import PullParts
 from agent.pull.torrents import TorrentFiles
@@ -202,9 +203,15 @@ class Agent:
             scrubbed=self._scrubber.status,
             clock=utc_now,
         )
+        lending = Lending(
+            self._cache,
+            self._authority,
+            pulls=self._puller.pulls,
+            user=self._settings.tsunami.user,
+        )
         server = SocketServer(
             self._settings.socket,
-            operations.table,
+            operations.table | lending.table,
             admin_groups=frozenset(self._settings.admin_groups),
         )
         self._inbox.open()

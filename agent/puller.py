@@ -18,7 +18,7 @@ import structlog
 from agent.authority import Authority
 from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.memory import give_back
-from agent.pull.machine import Plan
+from agent.pull.pulling import Plan
 from agent.pull.running import PullParts, RunningPull
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
 from distrib.errors import Conflict, DistribError, NoSpace, NotReady, TorrentMismatch

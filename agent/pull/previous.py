@@ -21,7 +21,7 @@ from agent.cache.records import VolumeRecord
 from agent.cache.store import WriteTarget
 from agent.pull.copying import DiskRate, share_range
 from agent.pull.delta import Base, Rates, Run, is_worth_it, match
-from agent.pull.machine import Plan, Stage
+from agent.pull.pulling import Plan, Stage
 from agent.pull.torrents import TorrentFiles
 from distrib.bus.messages import State
 from distrib.errors import Conflict, NetworkError, NotFound, TorrentMismatch

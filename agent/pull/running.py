@@ -19,9 +19,9 @@ from agent.cache.store import WriteTarget
 from agent.finishing import to_the_end
 from agent.pull.copying import Copying
 from agent.pull.delta import Run
-from agent.pull.machine import ParentLost, Plan
 from agent.pull.previous import PreviousVersions
 from agent.pull.pull import Pull
+from agent.pull.pulling import ParentLost, Plan
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.swarm import SwarmSource
 from agent.pull.torrents import TorrentFiles

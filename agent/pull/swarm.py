@@ -8,20 +8,32 @@ import errno
 from collections.abc import Callable
 
 from agent.pull import machine
-from agent.pull.machine import Ask, Effect, GiveUp, ParentLost, Plan
+from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe
 from agent.pull.source import PieceSink
-from distrib.bus.messages import NodeReason
+from distrib.bus.messages import NodeReason, Peer
 from distrib.errors import DistribError, NodeError, NoSpace, StorageFailed, TimedOut
-from distrib.swarm.events import PeerDown, PieceDone, StorageFault, TransferEvent
+from distrib.swarm.events import (
+    PeerBanned,
+    PeerDown,
+    PeersSampled,
+    PieceDone,
+    StorageFault,
+    TransferEvent,
+)
 from distrib.swarm.transfer import Transfer
 
-TICK_S = 0.5
+TICK_S = 0.2
+
+PROBE_LIMIT_S = 0.5
+"""A host that has not taken a connection by then does not answer: in a LAN it takes milliseconds,
+behind a full queue some tens."""
 
 
 class SwarmSource:
     """Connects a transfer to its peers and looks elsewhere when they stall.
 
-    ``on_parent_lost`` tells the controller. ``follow`` hands in a new plan at any time.
+    ``on_parent_lost`` tells the controller, ``changed`` hears when ``reason`` is another one.
+    ``follow`` hands in a new plan at any time.
     """
 
     name = "swarm"
@@ -33,9 +45,13 @@ class SwarmSource:
         *,
         deadline_s: float | None = None,
         on_parent_lost: Callable[[ParentLost], None] = lambda _: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._transfer = transfer
         self._on_parent_lost = on_parent_lost
+        self._changed = changed
+        self._dialled: set[str] = set()
+        self._probes: dict[Peer, asyncio.Task[None]] = {}
         now_s = asyncio.get_running_loop().time()
         self._state, self._first = machine.start(plan, now_s=now_s, deadline_s=deadline_s)
 
@@ -43,6 +59,11 @@ class SwarmSource:
     def reason(self) -> NodeReason | None:
         """Why pieces do not come, while they do not."""
         return self._state.reason
+
+    @property
+    def text(self) -> str:
+        """The same in words, with the peer's name."""
+        return self._state.text
 
     def follow(self, plan: Plan, *, deadline_s: float | None = None) -> None:
         """Fetch by a new plan, until another deadline, from now on."""
@@ -58,16 +79,20 @@ class SwarmSource:
             await self._until_complete()
         finally:
             self._transfer.watched = False
+            probes = list(self._probes.values())
+            for probe in probes:
+                probe.cancel()
+            await asyncio.gather(*probes, return_exceptions=True)
 
     async def _until_complete(self) -> None:
         self._act(self._first)
         while True:
-            now_s, connected = self._now_s(), len(self._transfer.peers)
+            now_s = self._now_s()
             while not self._transfer.events.empty():
-                self._take(self._transfer.events.get_nowait(), connected, now_s)
+                self._take(self._transfer.events.get_nowait(), now_s)
             if self._transfer.is_complete:
                 return
-            self._step(machine.on_tick(self._state, connected=connected, now_s=now_s))
+            self._step(machine.on_tick(self._state, now_s=now_s))
             await self._wait()
 
     def _now_s(self) -> float:
@@ -78,30 +103,74 @@ class SwarmSource:
             async with asyncio.timeout(TICK_S):
                 await self._transfer.moved()
 
-    def _take(self, event: TransferEvent, connected: int, now_s: float) -> None:
+    def _take(self, event: TransferEvent, now_s: float) -> None:
         match event:
             case PieceDone():
                 self._step(machine.on_piece(self._state, now_s=now_s))
+            case PeersSampled(peers):
+                self._step(machine.on_sample(self._state, peers, now_s=now_s))
             case PeerDown(address, _):
-                down = machine.on_peer_down(self._state, address, connected=connected)
-                self._step(down)
+                self._step(machine.on_peer_down(self._state, address, now_s=now_s))
+            case PeerBanned(address):
+                self._step(machine.on_banned(self._state, address, now_s=now_s))
             case StorageFault() as fault:
                 raise _fault(fault)
 
     def _step(self, step: machine.Step) -> None:
+        before = self._state
         self._state, effects = step
         self._act(effects)
+        if (self._state.reason, self._state.text) != (before.reason, before.text):
+            self._changed()
 
     def _act(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             match effect:
                 case Ask(peers):
                     for peer in peers:
-                        self._transfer.connect(peer.address, peer.port)
+                        self._dial(peer)
+                case Leave(peers):
+                    for peer in peers:
+                        self._dialled.discard(peer.address)
+                        self._transfer.leave(peer.address)
+                case Probe(peer):
+                    if peer not in self._probes:
+                        self._probes[peer] = asyncio.create_task(
+                            self._probe(peer), name=f"probe {peer.node}"
+                        )
                 case ParentLost():
                     self._on_parent_lost(effect)
                 case GiveUp(_, text):
                     raise TimedOut(text, hint="start the rollout again with more time")
+
+    def _dial(self, peer: Peer) -> None:
+        if peer.address in self._transfer.peers:
+            return
+        if peer.address in self._dialled:
+            # libtorrent waits a minute before it tries a peer again that it still knows.
+            self._transfer.leave(peer.address)
+        self._dialled.add(peer.address)
+        self._transfer.connect(peer.address, peer.port)
+
+    async def _probe(self, peer: Peer) -> None:
+        try:
+            answer = await probe(peer)
+        finally:
+            self._probes.pop(peer, None)
+        self._step(machine.on_probe(self._state, peer, answer, now_s=self._now_s()))
+
+
+async def probe(peer: Peer) -> Answer:
+    """Whether a peer's host takes a connection on its port; nothing is said on it."""
+    try:
+        async with asyncio.timeout(PROBE_LIMIT_S):
+            _, writer = await asyncio.open_connection(peer.address, peer.port)
+    except ConnectionRefusedError:
+        return Answer.REFUSES
+    except (OSError, TimeoutError):
+        return Answer.NONE
+    writer.transport.abort()
+    return Answer.TAKES
 
 
 def _fault(fault: StorageFault) -> DistribError:

@@ -71,8 +71,10 @@ def lan_profile(
         "connection_speed": 200,
         "listen_queue_size": 100,
         "peer_connect_timeout": 5,
-        "min_reconnect_time": 1,
-        # libtorrent multiplies min_reconnect_time by the failures of a peer.
+        # Who connects to whom is the plan's: whoever was left is not dialled again by libtorrent,
+        # and who has the image waits to be asked (agent/pull/machine.py dials again in time).
+        "min_reconnect_time": 60,
+        "seeding_outgoing_connections": False,
         "max_failcount": 100,
         # A peer that went dark without a FIN is given up after this silence.
         "peer_timeout": 10,

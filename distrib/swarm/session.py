@@ -209,24 +209,16 @@ class SwarmSession:
         """Have libtorrent close a peer's connections and strike it off its list.
 
         There is no call for it: a filter that blocks the address for this torrent does it, and is
-        taken back at once. Other torrents are left out of it; all happens in the order of asking."""
+        taken back at once. Other torrents are left out of it; libtorrent does all that in order."""
         session, applies = self._open(), lt.torrent_flags.apply_ip_filter
         inforce, blocking = session.get_ip_filter(), session.get_ip_filter()
         blocking.add_rule(address, address, 1)
-        filtered = [
-            other.handle
-            for other in self._transfers.values()
-            if other is not transfer and other.handle.flags() & applies
-        ]
-        was_filtered = bool(transfer.handle.flags() & applies)
-        for handle in filtered:
+        others = [other.handle for other in self._transfers.values() if other is not transfer]
+        for handle in others:
             handle.unset_flags(applies)
-        transfer.handle.set_flags(applies)
         session.set_ip_filter(blocking)
         session.set_ip_filter(inforce)
-        if not was_filtered:
-            transfer.handle.unset_flags(applies)
-        for handle in filtered:
+        for handle in others:
             handle.set_flags(applies)
 
     def _open(self) -> lt.session:
@@ -284,10 +276,10 @@ class SwarmSession:
         for transfer in self._transfers.values():
             if address in transfer.peers:
                 continue
+            again = [peer for peer in transfer.asked if peer[0] == address]
             transfer.leave(address)
-            for peer in transfer.asked:
-                if peer[0] == address:
-                    transfer.connect(*peer)
+            for peer in again:
+                transfer.connect(*peer)
 
     def _on_listen_failed(self, message: str) -> None:
         if self._listening is not None and not self._listening.done():

@@ -130,6 +130,7 @@ class Transfer:
 
     def leave(self, address: str) -> None:
         """End the connections with a peer; none is made by itself, a new ``connect`` is."""
+        self.asked = {peer for peer in self.asked if peer[0] != address}
         self._forget(self, address)
 
     def limit(self, *, download_bps: int, upload_bps: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.cache.file import FileStore
-from agent.pull.machine import Plan
+from agent.pull.pulling import Plan
 from agent.pull.source import PieceSink, Source
 from agent.pull.swarm import SwarmSource
 from distrib.errors import DistribError

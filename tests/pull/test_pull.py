@@ -13,8 +13,8 @@ import pytest
 
 from agent.cache.file import FileStore
 from agent.cache.store import Volume, WriteTarget
-from agent.pull.machine import Plan
 from agent.pull.pull import Pull
+from agent.pull.pulling import Plan
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.swarm import SwarmSource
 from distrib.bus.messages import Peer
