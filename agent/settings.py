@@ -111,6 +111,16 @@ class SwarmSettings(Section):
     upload_bps: int = Field(0, ge=0, description="cap of what each image is served with; 0: none")
 
 
+class TsunamiSettings(Section):
+    """Pieces over SSH."""
+
+    user: str | None = Field(
+        None,
+        description="account that peers log in to, whose keys may run `serve-pieces` only;"
+        " it may ask the agent for pieces",
+    )
+
+
 class TrustSettings(Section):
     """What the agent believes."""
 
@@ -171,5 +181,6 @@ class AgentSettings(Settings):
     cache: CacheSettings = CacheSettings()
     scrub: ScrubSettings = ScrubSettings()
     swarm: SwarmSettings = SwarmSettings()
+    tsunami: TsunamiSettings = TsunamiSettings()
     trust: TrustSettings = TrustSettings()
     launch: LaunchSettings = LaunchSettings()

@@ -28,6 +28,9 @@ class Commands(LazyGroup):
         "pin": Lazy("agent.cli.leases", "pin", "Keep an image, whatever room is needed."),
         "unpin": Lazy("agent.cli.leases", "unpin", "Let an image go when room is needed."),
         "verify": Lazy("agent.cli.upkeep", "verify", "Read an image again, compare every piece."),
+        "serve-pieces": Lazy(
+            "agent.cli.serve_pieces", "serve_pieces", "The one command of peers' keys."
+        ),
         "doctor": Lazy("agent.cli.doctor", "doctor", "What is wrong here, and what to run."),
         "gc": Lazy("agent.cli.upkeep", "gc", "Remove all that nobody needs."),
     }

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -28,7 +28,16 @@ BACKLOG = 128
 ACCEPT_AGAIN_S = 1.0
 
 Args = Mapping[str, Any]
-Send = Callable[[dict[str, object]], Awaitable[None]]
+
+
+class Send(Protocol):
+    """Lines before the answer."""
+
+    async def __call__(self, answer: dict[str, object]) -> None: ...
+
+    async def lend(self, answer: dict[str, object], fd: int) -> None:
+        """A line that carries an open descriptor (SCM_RIGHTS, unix(7)); ``fd`` stays ours."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -178,10 +187,7 @@ class SocketServer:
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
-        async def send(answer: dict[str, object]) -> None:
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
-
+        send = _Lines(writer)
         try:
             with self._hangups.of(connection) as gone:
                 caller = caller_of(connection, admin_groups=self._admin_groups)
@@ -249,6 +255,28 @@ class SocketServer:
                 hint=f"there are {', '.join(sorted(self._operations))}",
             )
         return operation, args
+
+
+class _Lines:
+    """Answers as lines on one connection."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    async def __call__(self, answer: dict[str, object]) -> None:
+        self._writer.write(json.dumps(answer).encode() + b"\n")
+        await self._writer.drain()
+
+    async def lend(self, answer: dict[str, object], fd: int) -> None:
+        # The descriptor goes past the transport's buffer, so that must be empty.
+        self._writer.transport.set_write_buffer_limits(0)
+        await self._writer.drain()
+        line = json.dumps(answer).encode() + b"\n"
+        connection = self._writer.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(connection.fileno())) as own:
+            sent = socket.send_fds(own, [line], [fd])
+        self._writer.write(line[sent:])
+        await self._writer.drain()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes | None:
