@@ -43,14 +43,15 @@ class TorrentInfo:
 
 
 def piece_bytes_for(size_bytes: int) -> int:
-    """The piece size for an image: 64 KiB up to 1 GiB, 128 KiB up to 2 GiB, 256 KiB up to 64 GiB,
-    then at most 262,144 pieces, at most 4 MiB.
+    """The piece size for an image: 64 KiB up to 1 GiB, 128 KiB up to 2 GiB, 256 KiB up to 8 GiB,
+    then at most 32,768 pieces, at most 4 MiB.
 
     Small pieces make relay chains start sooner, and a new version differs in fewer bytes; many
-    cost hash requests and bookkeeping. Figures: docs/decisions/0021-delta.md."""
+    cost hash requests, and memory of all who seed: 1 MiB for 32,768. Figures:
+    docs/decisions/0021-delta.md, docs/decisions/0030-making-torrents.md."""
     piece = 64 * 1024
     while piece < 4 * 1024 * 1024 and size_bytes > piece * (
-        16_384 if piece < 256 * 1024 else 262_144
+        16_384 if piece < 256 * 1024 else 32_768
     ):
         piece *= 2
     return piece

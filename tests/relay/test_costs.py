@@ -77,7 +77,7 @@ def test_the_model_is_within_five_percent_of_chains_that_were_measured(point: Me
 
 
 def test_ten_gigabytes_reach_any_farm_within_the_delay_that_is_allowed() -> None:
-    chosen = [cost for cost in costs(10_000_000_000) if cost.piece_kib == 256]
+    chosen = [cost for cost in costs(10_000_000_000) if cost.piece_kib == 512]
     for nodes in (16, 500, 5000):
         of = [cost for cost in chosen if cost.nodes == nodes]
         assert min(cost.delay_share for cost in of) <= DELAY_SHARE

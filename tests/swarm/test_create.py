@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -110,5 +111,7 @@ def test_interrupted_it_leaves_neither_processes_nor_a_torrent(tmp_path: Path) -
 def _children(pid: int | None = None) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text("ascii").split()]
+        # A thread that has just ended may still be listed.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(child) for child in (task / "children").read_text("ascii").split()]
     return found
