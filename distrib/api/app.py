@@ -19,6 +19,7 @@ from distrib.api import (
     provenance,
     rollouts,
     subscriptions,
+    swarm,
     tokens,
 )
 from distrib.api.accesslog import AccessLog
@@ -60,6 +61,7 @@ def create_app(services: Services) -> FastAPI:
         lists.router,
         nodes.router,
         rollouts.router,
+        swarm.router,
         tokens.router,
         audit.router,
         events.router,

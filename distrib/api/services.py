@@ -45,6 +45,10 @@ class RolloutService(Protocol):
         """``{"online", "presence"?, "report"?}`` of a node, empty where it never spoke."""
         ...
 
+    async def swarm_view(self, infohash: str) -> Document:
+        """The Swarm of a torrent without what the catalogue knows of the image."""
+        ...
+
     async def forget(self, name: str, actor: str) -> None:
         """Take the node off the inventory and clear its retained topics. Raises NotFound."""
         ...

@@ -16,6 +16,7 @@ from distrib.bus.schema import decode
 from distrib.bus.topics import Topics, is_node_name
 from distrib.errors import MessageInvalid
 from distrib.rollout.machine import Claim, ImageKey
+from distrib.rollout.movement import Movement
 from distrib.rollout.plan import InventoryNode
 from distrib.swarm.relay_peers import Member
 
@@ -58,7 +59,8 @@ class Heard:
 class Fleet:
     """Inventory, presences, newest reports, seeders; only the rollout service's loop changes it."""
 
-    def __init__(self, topics: Topics) -> None:
+    def __init__(self, topics: Topics, movement: Movement | None = None) -> None:
+        self.movement = movement or Movement()
         self.inventory: dict[str, InventoryNode] = {}
         self.presences: dict[str, Presence] = {}
         self.reports: dict[str, Report] = {}
@@ -83,6 +85,7 @@ class Fleet:
             case Report():
                 before = self.reports.get(message.node)
                 self.reports[message.node] = message
+                self.movement.heard(message)
                 self._held[message.node] = {image.infohash: image for image in message.images}
             case SeederPresence():
                 before = self.seeders.get(message.seeder)
@@ -167,6 +170,7 @@ class Fleet:
 
     def _drop_report(self, node: str) -> Report | None:
         self._held.pop(node, None)
+        self.movement.forget(node)
         return self.reports.pop(node, None)
 
     def _parse(self, topic: str, payload: bytes) -> Message:

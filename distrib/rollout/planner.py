@@ -89,6 +89,10 @@ class Planner:
         """The peers of a node, as planned last."""
         return self._links.get(infohash, {}).get(node, Links())
 
+    def planned(self, infohash: str) -> Mapping[str, Links]:
+        """The peers of all nodes that want a torrent, as planned last."""
+        return self._links.get(infohash, {})
+
     def parent_lost(self, infohash: str, *, child: str, parent: str, now: datetime) -> bool:
         """``child`` gets nothing from ``parent``; whether the plan has to change.
 

@@ -24,6 +24,7 @@ from distrib.rollout.loop import Loop
 from distrib.rollout.plan import Targets, parse_selector, targets
 from distrib.rollout.records import CONTROLLER, RolloutRecord
 from distrib.rollout.state import State
+from distrib.rollout.swarm_view import swarm_view
 from distrib.rollout.views import Document, node_view, rollout_view
 
 WATCH_GAP_S = 0.2
@@ -154,11 +155,17 @@ class Rollouts:
 
         Raises NetworkError while it is not known who is online.
         """
-        if not self._loop.synced:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._loop.wait_synced(), SYNC_WAIT_S)
-            self._require_synced()
+        await self._heard()
         return node_view(self._state.fleet, name)
+
+    async def swarm_view(self, infohash: str) -> Document:
+        """The relay tree of a torrent, what its nodes say, who stalls and why.
+
+        Raises NetworkError while it is not known who is online.
+        """
+        await self._heard()
+        planned = self._state.planner.planned(infohash)
+        return swarm_view(self._state.fleet, planned, infohash, self._clock())
 
     def node_changed(self, name: str) -> None:
         """The inventory has another entry for the node. From the loop's thread."""
@@ -299,6 +306,12 @@ class Rollouts:
         self._state.replace_assignments(await self._read(records.load_assignments))
 
     # -- inside ---------------------------------------------------------------------------------
+
+    async def _heard(self) -> None:
+        if not self._loop.synced:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loop.wait_synced(), SYNC_WAIT_S)
+            self._require_synced()
 
     def _require_synced(self) -> None:
         if not self._loop.synced:

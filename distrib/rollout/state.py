@@ -59,7 +59,7 @@ class State:
         self._database = database
         self._key = key
         self._clock = clock
-        self._planner = Planner(self.fleet)
+        self.planner = Planner(self.fleet)
         self._holders: dict[str, set[str]] = {}
         self._sizes: dict[str, int] = {}
         self._numbers: dict[str, IssuedNumbers] = {}
@@ -99,7 +99,7 @@ class State:
             # Higher than what is stored: the database is an old copy.
             generation = max(before.generation, desired.generation)
             self._numbers[node] = replace(before, generation=generation)
-        self._planner.adopt(self._published)
+        self.planner.adopt(self._published)
         self._torrents |= self._holders.keys()
         self._nodes |= self.assigned.keys() | self._published.keys()
 
@@ -121,7 +121,7 @@ class State:
     def time_passed(self) -> None:
         """Look at the clocks of all rollouts, and at who is slower than its place."""
         self._time_passed = True
-        self._torrents |= self._planner.find_slow(self._clock())
+        self._torrents |= self.planner.find_slow(self._clock())
 
     def presence_changed(self, node: str, before: object) -> None:
         """The node came, went, or says something else of itself."""
@@ -157,7 +157,7 @@ class State:
 
     def parent_lost(self, lost: ParentLost, *, child: str) -> None:
         """A node gets nothing from its parent."""
-        if self._planner.parent_lost(
+        if self.planner.parent_lost(
             lost.infohash, child=child, parent=lost.parent, now=self._clock()
         ):
             self._torrents.add(lost.infohash)
@@ -285,15 +285,15 @@ class State:
             holders = self._holders.get(infohash)
             if holders:
                 size_bytes = self._sizes[infohash]
-                self._nodes |= self._planner.plan(infohash, holders, size_bytes=size_bytes)
+                self._nodes |= self.planner.plan(infohash, holders, size_bytes=size_bytes)
             else:
-                self._planner.drop(infohash)
+                self.planner.drop(infohash)
         self._torrents.clear()
         interval_s = report_interval_s(len(self.fleet.inventory))
         told: dict[str, Wanted] = {}
         for node in self._nodes & self.fleet.inventory.keys():
             held = self.assigned.get(node, ())
-            links = {one.infohash: self._planner.links(node, one.infohash) for one in held}
+            links = {one.infohash: self.planner.links(node, one.infohash) for one in held}
             wanted = wanted_of(held, links, interval_s=interval_s)
             before = self._published.get(node)
             if wanted != before and (wanted.images or before is not None):

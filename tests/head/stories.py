@@ -142,6 +142,9 @@ class Rollouts:
         self.aborted.append(rollout)
         return dict(self.steps[-1]) | {"state": "aborted"}
 
+    async def swarm_view(self, infohash: str) -> Document:
+        return {"infohash": infohash, "seeders": [], "nodes": [], "bad_peers": []}
+
     async def node_view(self, name: str) -> Document:
         return {"online": False}
 
