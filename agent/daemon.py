@@ -194,6 +194,7 @@ class Agent:
                 resolve=resolve,
             ),
             launches=lambda giving: Launches(
+                self._settings,
                 giving=giving,
                 cache=self._cache,
                 launcher=self._launcher,
@@ -215,6 +216,8 @@ class Agent:
             admin_groups=frozenset(self._settings.admin_groups),
         )
         self._inbox.open()
+        held = {lease.lease: lease for lease in await asyncio.to_thread(self._cache.leases)}
+        self._launcher.adopt(held)
         async with contextlib.AsyncExitStack() as stack:
             for session in self._sessions.values():
                 await stack.enter_async_context(session.running())
@@ -226,6 +229,7 @@ class Agent:
             log.info("agent-ready", node=self._settings.node, version=product_version())
             await stop.wait()
             notify("STOPPING=1")
+            self._launcher.leave()
             log.info("agent-stopping", node=self._settings.node)
         await self._launcher.close()
 

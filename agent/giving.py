@@ -129,6 +129,16 @@ class Giving:
                 return lease
         raise NotFound(f"no lease {name} of yours", hint="see `distrib-agent leases`")
 
+    def scratch_for(self, caller: Caller, scratch_bytes: int) -> int:
+        """``scratch_bytes``, if the caller may have as many. Raises Forbidden."""
+        most = self._settings.cache.max_scratch_bytes
+        if not caller.admin and scratch_bytes > most:
+            raise Forbidden(
+                f"{scratch_bytes} is more than user {caller.user} may ask for",
+                hint=f"at most {most} (setting cache.max_scratch_bytes)",
+            )
+        return scratch_bytes
+
     async def require_listed(self, lease: Lease) -> SiteImage:
         """The site's entry of a lease's image. Raises Revoked when it is not listed any more."""
         _, image = await self._resolve(lease.image)

@@ -1,63 +1,63 @@
-"""Launches on this node: lease, guest, run log, release, and what a crash left behind."""
+"""Launches on this node: lease, guest, run log, and what a crash left behind."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import pwd
+import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import structlog
 
+from agent.cache.holders import ProcessHolder
 from agent.cache.leases import Lease
+from agent.finishing import to_the_end
 from agent.launch import accelerator
+from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
+from agent.launch.consoles import Consoles
 from agent.launch.context import SitePart
-from agent.launch.domain import Accelerator
-from agent.launch.job import JobResult, JobSpec, Limits, run_job
+from agent.launch.domain import Accelerator, Share
+from agent.launch.guest import Guest
+from agent.launch.job import make_run_dir
 from agent.launch.libvirt import Libvirt
+from agent.launch.record import LaunchRecord, Outcome, load_outcome, load_record, save_record
 from agent.launch.runlog import Run, RunLog
+from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
+from agent.launched import Launched
 from agent.settings import AgentSettings
-from agent.socket.server import Send
-from distrib.errors import ConfigInvalid, DistribError
+from agent.socket.caller import Caller
+from distrib.errors import ConfigInvalid, DistribError, NotFound
+from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
 
-OUTPUT_CHUNK_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a caller wants to run. ``wall_limit_s`` bounds it below the site's own limit."""
-
-    script: bytes
-    args: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    memory_mib: int | None = None
-    vcpus: int | None = None
-    wall_limit_s: float | None = None
-    name: str = ""
+Release = Callable[[str], Awaitable[None]]
 
 
 class Launcher:
-    """Runs jobs in guests. libvirt is loaded at the first launch only."""
+    """Runs jobs in guests. libvirt is loaded at the first launch only.
 
-    def __init__(
-        self,
-        settings: AgentSettings,
-        *,
-        clock: Callable[[], datetime],
-    ) -> None:
+    ``release`` gives a lease back that was made for a launch."""
+
+    def __init__(self, settings: AgentSettings, *, clock: Callable[[], datetime]) -> None:
         self._settings = settings
         self._clock = clock
         self._libvirt: Libvirt | None = None
         self._accelerator: Accelerator | None = None
         self._choosing = asyncio.Lock()
         self._run_dir = settings.state_dir / "run"
+        self._launched: dict[str, Launched] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._consoles = Consoles(
+            settings.state_dir / "consoles", keep_days=settings.launch.console_keep_days
+        )
+        self.release: Release | None = None
         self.runlog = RunLog(settings.state_dir / "runlog")
 
     @property
@@ -66,12 +66,38 @@ class Launcher:
         user = self._settings.launch.qemu_user
         return frozenset({0, os.geteuid(), *((_ids_of(user)[0],) if user else ())})
 
+    # -- the agent's life -----------------------------------------------------------------------
+
+    def adopt(self, leases: Mapping[str, Lease]) -> None:
+        """Go on with what an earlier agent launched; before anybody is served."""
+        for directory in sorted(self._run_dir.glob("l-*")):
+            files = RunFiles(directory)
+            record = load_record(files)
+            if record is None or directory.name not in leases or record.lease != directory.name:
+                continue
+            log.info("launch-adopted", lease=record.lease, job=record.run.job)
+            launched = self._made(record, files, outcome=load_outcome(files))
+            launched.guest.adopt(record.phases)
+            self._begin(launched, None)
+
+    def leave(self) -> None:
+        """The agent stops: from now on a client that loses its connection has not hung up."""
+        self._leaving = True
+        for launched in self._launched.values():
+            launched.leaving = True
+
     async def close(self) -> None:
+        """Let go of all guests; they run on."""
+        self.leave()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._libvirt is not None:
             await self._libvirt.close()
 
     async def end_orphans(self, keep: set[str]) -> None:
         """End guests of this agent whose leases are gone; after a crash, at the start."""
+        await asyncio.to_thread(self._consoles.expire, self._clock())
         leftovers = [path for path in self._run_dir.glob("l-*") if path.name not in keep]
         if not leftovers:
             return
@@ -80,50 +106,147 @@ class Launcher:
             log.warning("orphan-ended", domain=domain.name, lease=domain.lease)
             await hypervisor.destroy(domain)
         for path in leftovers:
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            if path.name not in self._launched:
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
-    async def launch(self, lease: Lease, sha512: str, job: Job, send: Send) -> JobResult:
-        """Run a job on a lease's instance; output goes out as it comes.
+    # -- what is asked --------------------------------------------------------------------------
 
-        ``sha512``: of the image's raw bytes, for the run log.
+    async def begin(
+        self,
+        lease: Lease,
+        image: SiteImage,
+        job: Job,
+        caller: Caller,
+        client: ProcessHolder,
+        *,
+        own_lease: bool,
+    ) -> Launched:
+        """Start a launch; ``Launched.follow`` tells how it goes. One of a lease at a time.
 
-        Raises what ``run_job`` raises, and ToolMissing without libvirt."""
+        Raises Forbidden, Conflict, StorageFailed, ToolMissing, and what libvirt says."""
         kind = await self._kind()
-        spec = await asyncio.to_thread(self._spec, lease, job, kind)
-        run = self._run(lease, sha512, job)
-        began = self._clock()
-        await asyncio.to_thread(self.runlog.started, run, now=began)
-        exit_status, code = None, "cancelled"
+        spec = await asyncio.to_thread(self._spec, lease, image, job, caller, kind)
+        record = LaunchRecord(
+            lease=lease.lease,
+            token=secrets.token_hex(16),
+            uid=caller.uid,
+            client=client,
+            own_lease=own_lease,
+            run=self._run(lease, image, job),
+            infohash=lease.infohash,
+            began=self._clock(),
+            began_s=time.monotonic(),
+            limits=spec.limits,
+            returns_files="files" in job.inputs,
+        )
+        await to_the_end(asyncio.to_thread(self._write, spec, record))
+        launched = self._made(record, spec.files)
+        launched.leaving = self._leaving
+        launched.want(job.inputs)
+        self._begin(launched, spec)
+        return launched
+
+    def find(self, caller: Caller, lease: str, *, token: str | None = None) -> Launched:
+        """The launch in a lease, for its owner, an administrator, or who has its token.
+
+        Raises NotFound."""
+        launched = self._launched.get(lease)
+        if launched is not None:
+            record = launched.record
+            owner = caller.uid == record.uid or caller.user == record.run.user
+            if (caller.admin or owner) and token in {None, record.token}:
+                return launched
+        raise NotFound(f"no launch of yours in lease {lease}", hint="it has ended, or never was")
+
+    async def end(self, why: DistribError, *, leases: Collection[str]) -> tuple[str, ...]:
+        """End the guests of these leases; whoever waits for them is told ``why``. Returns, when
+        they are gone, the leases that had one."""
+        ending = [self._launched[lease] for lease in leases if lease in self._launched]
+        for launched in ending:
+            launched.guest.stop(why)
+        for launched in ending:
+            await launched.guest_gone.wait()
+        return tuple(launched.record.lease for launched in ending)
+
+    # -- parts ----------------------------------------------------------------------------------
+
+    def _write(self, spec: JobSpec, record: LaunchRecord) -> None:
+        make_run_dir(spec)
         try:
-            result = await run_job(
-                spec,
-                on_stdout=_stream("stdout", send),
-                on_stderr=_stream("stderr", send),
-                on_phase=lambda phase, after_s: send(
-                    {"phase": phase, "after_s": round(after_s, 3)}
-                ),
-                hypervisor=self._hypervisor(),
-            )
-            exit_status, code = result.exit_status, ""
-        except DistribError as error:
-            code = error.code
+            save_record(spec.files, record)
+            self.runlog.started(record.run, now=record.began)
+        except DistribError:
+            shutil.rmtree(spec.run_dir, ignore_errors=True)
             raise
-        finally:
-            await asyncio.shield(
-                asyncio.to_thread(
-                    self.runlog.ended,
-                    run,
-                    start=began,
-                    now=self._clock(),
-                    exit_status=exit_status,
-                    error=code or None,
-                )
+
+    def _made(
+        self, record: LaunchRecord, files: RunFiles, *, outcome: Outcome | None = None
+    ) -> Launched:
+        guest = Guest(
+            self._settings.node,
+            record.lease,
+            files,
+            record.limits,
+            self._hypervisor(),
+            began_s=record.began_s,
+            # Bound below.
+            stopped=lambda: launched.client_is_stopped(),  # noqa: PLW0108
+            on_phase=lambda name, after_s: launched.phase(name, after_s),  # noqa: PLW0108
+        )
+        launched = Launched(
+            record,
+            files,
+            guest,
+            reconnect_s=self._settings.launch.reconnect_s,
+            on_ended=self._on_ended,
+            on_over=self._on_over,
+            outcome=outcome,
+        )
+        self._launched[record.lease] = launched
+        return launched
+
+    def _begin(self, launched: Launched, spec: JobSpec | None) -> None:
+        task = asyncio.create_task(launched.run(spec), name=f"launch {launched.record.lease}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _on_ended(self, launched: Launched, outcome: Outcome) -> None:
+        """Before anybody is told: what is to be kept of it."""
+        record = launched.record
+        failed = not isinstance(outcome, JobResult)
+        if failed:
+            kept = await asyncio.to_thread(
+                self._consoles.keep, record.lease, launched.files.console
             )
-        return result
+            if kept is not None and isinstance(outcome, DistribError):
+                outcome.ids["console"] = str(kept)
+        try:
+            await asyncio.to_thread(
+                self.runlog.ended,
+                record.run,
+                start=record.began,
+                now=self._clock(),
+                exit_status=None if failed else outcome.exit_status,
+                error=outcome.code if isinstance(outcome, DistribError) else None,
+                usage=launched.guest.usage,
+            )
+        except DistribError as error:
+            log.warning("run-log-not-written", lease=record.lease, why=error.message)
+
+    async def _on_over(self, launched: Launched) -> None:
+        record = launched.record
+        self._launched.pop(record.lease, None)
+        if record.own_lease and self.release is not None:
+            await self.release(record.lease)
 
     def _hypervisor(self) -> Libvirt:
         if self._libvirt is None:
-            self._libvirt = Libvirt(self._settings.launch.libvirt_uri, agent=self._settings.node)
+            launch = self._settings.launch
+            self._libvirt = Libvirt(
+                launch.libvirt_uri,
+                agent=self._settings.node,
+                call_timeout_s=launch.libvirt_limit_s,
+            )
         return self._libvirt
 
     async def _kind(self) -> Accelerator:
@@ -138,37 +261,61 @@ class Launcher:
                 )
         return self._accelerator
 
-    def _spec(self, lease: Lease, job: Job, kind: Accelerator) -> JobSpec:
+    def _spec(
+        self, lease: Lease, image: SiteImage, job: Job, caller: Caller, kind: Accelerator
+    ) -> JobSpec:
         launch = self._settings.launch
-        wall_s = min(job.wall_limit_s or launch.wall_limit_s, launch.wall_limit_s)
-        site = SitePart.from_directory(launch.site_context) if launch.site_context else SitePart()
+        machine = machine_for(job, image, launch)
+        with_site = launch.site_context is not None and gets_site_part(image)
+        site = (
+            SitePart.from_directory(launch.site_context)
+            if with_site and launch.site_context
+            else SitePart()
+        )
+        owner = _ids_of(launch.qemu_user) if launch.qemu_user else None
+        share, run_as = None, None
+        if job.share is not None:
+            require_shareable(job.share, caller.uid, launch.share_roots)
+            share = Share(PurePosixPath(job.share.resolve()))
+            owner = run_as = (caller.uid, pwd.getpwuid(caller.uid).pw_gid)
         return JobSpec(
             agent=self._settings.node,
             lease_id=lease.lease,
             script=job.script,
             args=job.args,
             environment=dict(job.environment),
+            inputs=job.inputs,
             disk_path=Path(lease.device),
             disk_format=lease.format,
             disk_block=lease.block,
             scratch_path=Path(lease.scratch) if lease.scratch else None,
             scratch_block=lease.scratch is not None and Path(lease.scratch).is_block_device(),
-            memory_mib=job.memory_mib or launch.memory_mib,
-            vcpus=job.vcpus or launch.vcpus,
+            memory_mib=machine.memory_mib,
+            vcpus=machine.vcpus,
             run_dir=self._run_dir / lease.lease,
+            hardware=machine.hardware,
+            nic=machine.nic,
+            opennebula=machine.opennebula,
             accelerator=kind,
-            disk_owner=_ids_of(launch.qemu_user) if launch.qemu_user else None,
+            disk_owner=owner,
+            run_as=run_as,
+            share=share,
             site=site,
-            limits=Limits(boot_timeout_s=launch.boot_limit_s, wall_s=wall_s),
+            limits=Limits(
+                boot_timeout_s=launch.boot_limit_s,
+                wall_s=machine.wall_s,
+                terminate_s=launch.terminate_s,
+                files_bytes=launch.files_limit_bytes,
+            ),
         )
 
-    def _run(self, lease: Lease, sha512: str, job: Job) -> Run:
-        image, _, version = lease.image.partition("@")
+    def _run(self, lease: Lease, image: SiteImage, job: Job) -> Run:
+        identifier, _, version = lease.image.partition("@")
         return Run(
             lease=lease.lease,
-            image=image,
+            image=identifier,
             version=version,
-            sha512=sha512,
+            sha512=image.sha512,
             job=job.name or lease.lease,
             user=lease.user,
             host=self._settings.node,
@@ -185,12 +332,3 @@ def _ids_of(user: str) -> tuple[int, int]:
             key="launch.qemu_user",
         ) from None
     return account.pw_uid, account.pw_gid
-
-
-def _stream(name: str, send: Send) -> Callable[[bytes], Awaitable[None]]:
-    async def pass_on(data: bytes) -> None:
-        for at in range(0, len(data), OUTPUT_CHUNK_BYTES):
-            chunk = data[at : at + OUTPUT_CHUNK_BYTES]
-            await send({"stream": name, "data": base64.b64encode(chunk).decode()})
-
-    return pass_on

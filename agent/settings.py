@@ -134,10 +134,35 @@ class TrustSettings(Section):
     clock_skew_s: int = Field(300, ge=0, le=3600, description="allowed difference of clocks")
 
 
+class HardwareSettings(Section):
+    """The machine of guests of one image, where it differs from the others'."""
+
+    machine: Literal["pc", "q35"] | None = Field(None, description="machine type")
+    cpu: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description='"auto", "host-passthrough", "host-model" or the name of a model',
+    )
+    bus: Literal["virtio", "virtio-scsi", "scsi", "ide", "sata"] | None = Field(
+        None, description='disks: "scsi", "ide" and "sata" are emulated, for images without virtio'
+    )
+    cache: Literal["auto", "none", "writeback", "writethrough", "directsync", "unsafe"] | None = (
+        Field(None, description="cache mode of the disks")
+    )
+    io: Literal["auto", "native", "threads", "io_uring"] | None = Field(
+        None, description="I/O mode of the disks"
+    )
+    nic: Literal["virtio", "e1000"] | None = Field(None, description="network card")
+    opennebula: bool | None = Field(
+        None, description="a second context disc, labelled CONTEXT, for OpenNebula's guests"
+    )
+
+
 class LaunchSettings(Section):
     """Virtual machines."""
 
     libvirt_uri: str = Field("qemu:///system", description="libvirt's connection URI")
+    libvirt_limit_s: float = Field(60.0, gt=0, description="limit of each call of libvirt")
     hypervisor: Literal["auto", "kvm", "qemu"] = Field(
         "auto", description='"auto" takes KVM only where a guest really starts with it'
     )
@@ -147,13 +172,50 @@ class LaunchSettings(Section):
         " a job's disks are given to it",
     )
     memory_mib: int = Field(1024, ge=64, description="guest memory unless the job asks for other")
+    max_memory_mib: int = Field(1 << 22, ge=64, description="most memory that a job may ask for")
     vcpus: int = Field(1, ge=1, le=256, description="guest CPUs unless the job asks for other")
+    max_vcpus: int = Field(256, ge=1, le=256, description="most CPUs that a job may ask for")
     boot_limit_s: float = Field(300.0, gt=0, description="a guest silent for so long is ended")
     wall_limit_s: float = Field(
         7 * 86400.0, gt=0, description="a job that runs longer is ended, unless it asks for less"
     )
+    terminate_s: float = Field(
+        10.0, ge=0, description="time that a job has from SIGTERM to the end of its guest"
+    )
+    reconnect_s: float = Field(
+        120.0,
+        gt=0,
+        description="how long a guest runs on without the command that launched it, when the agent"
+        " was restarted",
+    )
+    files_limit_bytes: int = Field(
+        GIB,
+        ge=0,
+        lt=4 * GIB,
+        description="largest input of a job, and largest directory that comes back",
+    )
+    console_keep_days: float = Field(
+        14.0, ge=0, description="how long console logs of failed launches are kept; 0: not at all"
+    )
     site_context: AbsolutePath | None = Field(
         None, description="directory with the site's part of the context disc"
+    )
+    default_network: Literal["none", "private", "public"] = Field(
+        "none", description="network of a guest unless the job asks for another"
+    )
+    networks: tuple[Literal["none", "private", "public"], ...] = Field(
+        ("none", "private"), description="networks that a job may ask for"
+    )
+    private_network: str = Field("default", description='"private": libvirt\'s network with NAT')
+    public_bridge: str = Field("br0", description='"public": the host\'s bridge')
+    share_roots: tuple[AbsolutePath, ...] = Field(
+        (),
+        description="directories below which a job's own directory may be shared with its guest"
+        " (9p, QEMU runs as the job's user); none: it is copied",
+    )
+    hardware: HardwareSettings = HardwareSettings()
+    images: dict[str, HardwareSettings] = Field(
+        {}, description="hardware by image, UUID or alias: what differs from `hardware`"
     )
 
 

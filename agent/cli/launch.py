@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from agent.cli.quantities import MEMORY, TIME
-from agent.socket.client import Line, ask
+from agent.cli.workdir import Directory, write_all
+from agent.socket.launch import Follower
 from distrib.errors import DistribError, ExitStatus, OperatorError
 
-_STREAMS = {"stdout": 1, "stderr": 2}
-
+_DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
 _RUN_COMMAND = b'#!/bin/sh\nexec "$@"\n'
 
 _NODES = frozenset(
@@ -37,61 +39,83 @@ _OF_JOBS = frozenset({"limit-reached"})
 @click.option("--memory", "--memory-mib", "memory_mib", type=MEMORY, help="Guest memory (2G).")
 @click.option("--vcpus", type=click.IntRange(min=1), help="Guest CPUs.")
 @click.option("--wall-limit", "wall_limit_s", type=TIME, help="End the job after so long (1:30:0).")
+@click.option("--scratch", "scratch_mib", type=MEMORY, help="Size of a scratch disk (10G).")
+@click.option("--network", type=click.Choice(["none", "private", "public"]), help="Its network.")
+@click.option("--bus", help="Disks: virtio, virtio-scsi, scsi, ide, sata.")
+@click.option("--nic", type=click.Choice(["virtio", "e1000"]), help="Network card.")
+@click.option("--stdin/--no-stdin", help="Standard input is the job's.  [default: it has none]")
+@click.option("--workdir", type=_DIRECTORY, help="Copy this directory in, and back at the end.")
+@click.option("--share", type=_DIRECTORY, help="Share this directory with the guest (9p).")
+@click.option("--name", default="", help="Name of the job in the run log.")
 @click.option("--phases", is_flag=True, help="Say on standard error when each phase is reached.")
 @click.option("--accounting", type=click.Path(path_type=Path), help="Write the outcome as JSON.")
 @click.option("--node-fault", type=click.IntRange(1, 255), help="Exit so for a fault of the node.")
 @click.option("--refused", type=click.IntRange(1, 255), help="Exit so where no node will do.")
+@click.option(
+    "--reconnect-s", type=float, default=120.0, help="Wait so long for a lost agent."
+)
 @click.pass_obj
 def launch(
     socket: Path,
+    /,
     words: tuple[str, ...],
     lease_id: str | None,
     is_command: bool,
     env: tuple[str, ...],
-    memory_mib: int | None,
-    vcpus: int | None,
-    wall_limit_s: float | None,
+    stdin: bool,
+    workdir: Path | None,
+    share: Path | None,
+    scratch_mib: int | None,
     phases: bool,
     accounting: Path | None,
     node_fault: int | None,
     refused: int | None,
+    reconnect_s: float,
+    **asked: object,
 ) -> int:
     """Boot a fresh instance of IMAGE, run SCRIPT (- for standard input) in it, end it.
 
-    Output is the job's, the exit code too. The guest ends with this command.
-
-    With --lease there is no IMAGE; the lease stays.
+    Output is the job's, the exit code too. The guest ends with this command, is suspended while
+    this command is stopped, and gets its signals. With --lease there is no IMAGE; the lease stays.
     """
     image, job = _words(words, lease_id, is_command)
+    inputs: dict[str, Callable[[], IO[bytes]]] = {}
+    if stdin:
+        inputs["stdin"] = lambda: open(0, "rb", closefd=False)  # noqa: SIM115
+    with contextlib.ExitStack() as stack:
+        sinks: dict[str, Callable[[bytes], None]] = {
+            "stdout": partial(write_all, 1),
+            "stderr": partial(write_all, 2),
+        }
+        if workdir is not None:
+            directory = Directory(workdir)
+            inputs["files"] = directory.packed
+            sinks["files"] = stack.enter_context(directory.unpacking())
 
-    def on_line(line: Line) -> None:
-        if "stream" in line:
-            _write(_STREAMS[line["stream"]], base64.b64decode(line["data"]))
-        elif phases and "phase" in line:
-            click.echo(f"distrib-agent: {line['phase']} after {line['after_s']} s", err=True)
+        def say(phase: str, after_s: float) -> None:
+            if phases:
+                click.echo(f"distrib-agent: {phase} after {after_s} s", err=True)
 
-    try:
-        answer = ask(
-            socket,
-            "launch",
-            timeout_s=None,
-            on_line=on_line,
-            image=image,
-            lease=lease_id,
-            script=base64.b64encode(job.script).decode(),
-            args=job.args,
-            env=dict(_variable(text) for text in env),
-            memory_mib=memory_mib,
-            vcpus=vcpus,
-            wall_limit_s=wall_limit_s,
-        )
-    except DistribError as error:
-        _account(accounting, {"error": error.as_dict()})
-        if (status := _status_for(error, node_fault, refused)) is None:
-            raise
-        hint = f" ({error.hint})" if error.hint else ""
-        click.echo(f"distrib-agent: {error.message}{hint}", err=True)
-        return status
+        follower = Follower(socket, sinks, say, inputs, reconnect_s=reconnect_s)
+        follower.forward_signals()
+        try:
+            answer = follower.run(
+                image=image,
+                lease=lease_id,
+                script=base64.b64encode(job.script).decode(),
+                args=job.args,
+                env=dict(_variable(text) for text in env),
+                scratch_bytes=scratch_mib << 20 if scratch_mib else None,
+                share=None if share is None else str(share.absolute()),
+                **asked,
+            )
+        except DistribError as error:
+            _account(accounting, {"error": error.as_dict()})
+            if (status := _status_for(error, node_fault, refused)) is None:
+                raise
+            hint = f" ({error.hint})" if error.hint else ""
+            click.echo(f"distrib-agent: {error.message}{hint}", err=True)
+            return status
     _account(accounting, answer)
     ended: int = answer["exit"]
     return ended
@@ -146,12 +170,6 @@ def _read(script: Path) -> bytes:
             f"{script}: {error.strerror}",
             hint="name a script file; a program of the guest goes with --command",
         ) from None
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -114,6 +114,17 @@ def release(socket: Path, lease_id: str, as_json: bool) -> None:
     click.echo(json.dumps(answer, indent=2) if as_json else f"released {answer['released']}")
 
 
+@click.command("signal")
+@click.argument("lease_id", metavar="LEASE")
+@click.argument("name", metavar="SIGNAL")
+@_json
+@click.pass_obj
+def send_signal(socket: Path, lease_id: str, name: str, as_json: bool) -> None:
+    """Send SIGNAL to the guest in LEASE: STOP and CONT suspend and resume it, TERM ends its job."""
+    answer = ask(socket, "signal", lease=lease_id, signal=name)
+    click.echo(json.dumps(answer, indent=2) if as_json else f"sent {answer['signal']}")
+
+
 @click.command()
 @_json
 @click.pass_obj

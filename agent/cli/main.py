@@ -25,6 +25,8 @@ class Commands(LazyGroup):
         "release": Lazy("agent.cli.leases", "release", "Give a lease back."),
         "leases": Lazy("agent.cli.leases", "leases", "Your leases, or all of them."),
         "launch": Lazy("agent.cli.launch", "launch", "Boot an image and run a job in it."),
+        "attach": Lazy("agent.cli.attach", "attach", "Watch the output of a launch."),
+        "signal": Lazy("agent.cli.leases", "send_signal", "Send a signal to a guest's job."),
         "pin": Lazy("agent.cli.leases", "pin", "Keep an image, whatever room is needed."),
         "unpin": Lazy("agent.cli.leases", "unpin", "Let an image go when room is needed."),
         "verify": Lazy("agent.cli.upkeep", "verify", "Read an image again, compare every piece."),

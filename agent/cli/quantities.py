@@ -14,7 +14,7 @@ _FACTORS = {
 """Grid Engine's: small letters are powers of 1000, capitals of 1024 (complex(5))."""
 
 
-class _Memory(click.ParamType):
+class _Memory(click.ParamType[int]):
     """MiB, as a number; or with a letter: ``2g`` is 2 x 1000^3 bytes, ``2G`` is 2 x 1024^3."""
 
     name = "size"
@@ -29,7 +29,7 @@ class _Memory(click.ParamType):
         return int(float(match[1]) * _FACTORS[match[2]]) >> 20
 
 
-class _Time(click.ParamType):
+class _Time(click.ParamType[float]):
     """Seconds, or ``H:M:S``."""
 
     name = "time"

@@ -16,7 +16,8 @@ from typing import Literal
 
 from agent.finishing import to_the_end
 from agent.launch import channel
-from agent.launch.domain import Accelerator, Disk, DomainSpec, to_xml
+from agent.launch.domain import Accelerator, Disk, DomainSpec
+from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import Hypervisor
 from distrib.errors import LaunchFailed
 
@@ -97,7 +98,9 @@ async def guest_runs(
     Raises NetworkError or TimedOut when libvirt itself does not answer."""
     lease = f"probe-{secrets.token_hex(4)}"
     directory = run_dir / lease
-    files = [directory / name for name in ("console", "stdout", "stderr", "result", "disc")]
+    files = [
+        directory / name for name in ("console", "stdout", "stderr", "result", "files", "disc")
+    ]
     try:
         await asyncio.to_thread(_write_files, directory, files)
         paths = [PurePosixPath(path) for path in files]
@@ -108,9 +111,9 @@ async def guest_runs(
             memory_mib=32,
             vcpus=1,
             root=Disk(PurePosixPath(directory / "disk"), "raw"),
-            context_iso=paths[4],
+            context_iso=paths[5],
             console_log=paths[0],
-            channels=(paths[1], paths[2], paths[3]),
+            channels=tuple(paths[1:5]),
         )
         return await _says_ok(to_xml(spec), files[0], hypervisor, limit_s)
     finally:
@@ -143,8 +146,8 @@ async def _says_ok(xml: str, console: Path, hypervisor: Hypervisor, limit_s: flo
     try:
         async with asyncio.timeout(limit_s):
             await channel.pump(console, hear, ended=ended, poll_s=0.1, limit_bytes=_DISK_BYTES)
-    except (TimeoutError, LaunchFailed):
+    except TimeoutError:
         return False
     finally:
         await to_the_end(hypervisor.destroy(domain))
-    return True
+    return ended.is_set()

@@ -11,8 +11,6 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from distrib.errors import LaunchFailed
-
 CHUNK_BYTES = 256 << 10
 
 
@@ -28,23 +26,18 @@ async def pump(
     ended: asyncio.Event,
     poll_s: float,
     limit_bytes: int,
+    offset: int = 0,
 ) -> None:
-    """Pass on what is appended to ``path`` until ``ended`` is set and nothing is left.
-
-    Raises LaunchFailed past ``limit_bytes``, and whatever ``sink`` raises."""
-    total_bytes = 0
+    """Pass on what is appended to ``path``, from ``offset`` to ``limit_bytes``, until ``ended`` is
+    set and nothing is left. Raises whatever ``sink`` raises."""
     with path.open("rb", buffering=0) as file:
-        while True:
+        file.seek(offset)
+        while offset < limit_bytes:
             # Looked at before reading: what came before the end is read after it.
             last = ended.is_set()
-            data = file.read(CHUNK_BYTES)
+            data = await asyncio.to_thread(file.read, min(CHUNK_BYTES, limit_bytes - offset))
             if data:
-                total_bytes += len(data)
-                if total_bytes > limit_bytes:
-                    raise LaunchFailed(
-                        f"the guest wrote more than {limit_bytes} bytes to {path.name}",
-                        hint="the job may write large results to its scratch disk or to storage",
-                    )
+                offset += len(data)
                 await sink(data)
             elif last:
                 return

@@ -17,6 +17,26 @@ class Domain:
     lease: str
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a guest has used so far: CPU time of its virtual machine, memory that it takes on the
+    host at most, bytes that it read from and wrote to its disks."""
+
+    cpu_s: float = 0.0
+    peak_memory_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+    def and_then(self, later: Usage) -> Usage:
+        """The sum after a later look: peaks stay, counters never fall."""
+        return Usage(
+            max(self.cpu_s, later.cpu_s),
+            max(self.peak_memory_bytes, later.peak_memory_bytes),
+            max(self.read_bytes, later.read_bytes),
+            max(self.written_bytes, later.written_bytes),
+        )
+
+
 class End(StrEnum):
     """How a guest ended."""
 
@@ -41,6 +61,22 @@ class Hypervisor(Protocol):
 
     async def destroy(self, domain: Domain) -> None:
         """End a guest at once; nothing when it is gone already."""
+        ...
+
+    async def suspend(self, domain: Domain) -> None:
+        """Stop the guest's CPUs; nothing when it is gone."""
+        ...
+
+    async def resume(self, domain: Domain) -> None:
+        """Let a suspended guest run on; nothing when it is gone or runs."""
+        ...
+
+    async def usage(self, domain: Domain) -> Usage | None:
+        """What it has used so far; None when it is gone."""
+        ...
+
+    async def tell(self, domain: Domain, data: bytes) -> None:
+        """Write to the guest's control port; nothing when it is gone. The guest may not listen."""
         ...
 
     async def orphans(self, *, keep: Collection[str]) -> tuple[Domain, ...]:

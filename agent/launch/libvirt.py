@@ -1,26 +1,20 @@
-"""Adapter to libvirt: every call in a worker thread, with a time limit, on a connection that no
-other thread uses meanwhile.
-
-libvirt's binding blocks and has no time limits of its own; a hung daemon costs the threads that
-wait for it, never the event loop.
-"""
+"""Adapter to libvirt: the guests of one agent (see ``Hypervisor``)."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from xml.etree import ElementTree as ET
 
 from agent.finishing import to_the_end
-from agent.launch.domain import NAMESPACE, owner_of
-from agent.launch.hypervisor import Domain, End
-from distrib.errors import DistribError, LaunchFailed, NetworkError, TimedOut, ToolMissing
-
-T = TypeVar("T")
+from agent.launch.domain import CONTROL, NAMESPACE, owner_of
+from agent.launch.hypervisor import Domain, End, Usage
+from agent.launch.libvirt_calls import Calls
+from distrib.errors import DistribError, NetworkError, TimedOut
 
 DEFAULT_URI = "qemu:///system"
 
@@ -41,25 +35,14 @@ class Libvirt:
         poll_s: float = 0.2,
         patience_s: float = 60.0,
     ) -> None:
-        try:
-            # Only a node that launches guests has the binding.
-            import libvirt  # noqa: PLC0415
-        except ImportError as error:
-            raise ToolMissing(
-                "the libvirt binding for Python is not installed",
-                hint="scripts/setup installs it; it must match the host's libvirt",
-            ) from error
-        # The default handler prints every error, also those that are expected, on stderr.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        self._libvirt: Any = libvirt
+        self._calls = Calls(uri, timeout_s=call_timeout_s)
+        self._libvirt = self._calls.libvirt
+        self._call = self._calls.call
         self.uri = uri
         self.agent = agent
         self._call_timeout_s = call_timeout_s
         self._poll_s = poll_s
         self._patience_s = patience_s
-        self._idle: list[Any] = []
-        self._lock = threading.Lock()
-        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,11 +57,7 @@ class Libvirt:
 
     async def close(self) -> None:
         """Close the connections; guests go on."""
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            await asyncio.to_thread(self._close_connection, connection)
+        await self._calls.close()
 
     async def version(self) -> str:
         """The hypervisor's version, for ``doctor``. Raises NetworkError when it is not there."""
@@ -151,6 +130,58 @@ class Libvirt:
 
         await self._call(f"destroy {domain.name}", end)
 
+    async def suspend(self, domain: Domain) -> None:
+        await self._set_running(domain, running=False)
+
+    async def resume(self, domain: Domain) -> None:
+        await self._set_running(domain, running=True)
+
+    async def _set_running(self, domain: Domain, *, running: bool) -> None:
+        lib = self._libvirt
+
+        def change(connection: Any) -> None:
+            if (found := self._lookup(connection, domain)) is None:
+                return
+            state, reason = found.state()
+            paused = state == lib.VIR_DOMAIN_PAUSED and reason == lib.VIR_DOMAIN_PAUSED_USER
+            if running and paused:
+                found.resume()
+            elif not running and state == lib.VIR_DOMAIN_RUNNING:
+                found.suspend()
+
+        await self._call(f"{'resume' if running else 'suspend'} {domain.name}", change)
+
+    async def usage(self, domain: Domain) -> Usage | None:
+        def look(connection: Any) -> Usage | None:
+            if (found := self._lookup(connection, domain)) is None:
+                return None
+            try:
+                cpu_ns = found.info()[4]
+                memory_kib = found.memoryStats().get("rss", 0)
+                # No name: all disks together.
+                _, read_bytes, _, written_bytes, _ = found.blockStats("")
+            except self._libvirt.libvirtError as error:
+                if error.get_error_code() in (
+                    self._libvirt.VIR_ERR_NO_DOMAIN,
+                    self._libvirt.VIR_ERR_OPERATION_INVALID,
+                ):
+                    return None
+                raise
+            return Usage(cpu_ns / 1e9, memory_kib << 10, read_bytes, written_bytes)
+
+        return await self._call(f"statistics of {domain.name}", look)
+
+    async def tell(self, domain: Domain, data: bytes) -> None:
+        def write(connection: Any) -> None:
+            if (found := self._lookup(connection, domain)) is None:
+                return
+            stream = connection.newStream(0)
+            found.openChannel(CONTROL, stream, self._libvirt.VIR_DOMAIN_CHANNEL_FORCE)
+            stream.send(data)
+            stream.finish()
+
+        await self._call(f"channel of {domain.name}", write)
+
     async def domains(self) -> tuple[Domain, ...]:
         """The guests of this agent, found by their metadata."""
         return await self._call("list of domains", self._ours)
@@ -209,70 +240,4 @@ class Libvirt:
             name=root.findtext("name", ""),
             uuid=root.findtext("uuid", ""),
             lease="" if launch is None else launch.get("lease", ""),
-        )
-
-    # Connections and threads ---------------------------------------------------------------
-
-    async def _call(self, what: str, function: Callable[[Any], T]) -> T:
-        try:
-            async with asyncio.timeout(self._call_timeout_s):
-                return await asyncio.to_thread(self._in_thread, what, function)
-        except TimeoutError as error:
-            raise TimedOut(
-                f"libvirt did not answer within {self._call_timeout_s:g} s: {what}",
-                hint=f"look at the log of libvirtd ({self.uri})",
-            ) from error
-
-    def _in_thread(self, what: str, function: Callable[[Any], T]) -> T:
-        connection = self._take()
-        try:
-            result = function(connection)
-        except self._libvirt.libvirtError as error:
-            if self._usable(connection):
-                self._give_back(connection)
-                raise LaunchFailed(f"libvirt refused: {what}: {error}") from error
-            self._close_connection(connection)
-            raise self._unreachable(error) from error
-        except BaseException:
-            self._close_connection(connection)
-            raise
-        self._give_back(connection)
-        return result
-
-    def _take(self) -> Any:
-        while True:
-            with self._lock:
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                break
-            if self._usable(connection):
-                return connection
-            self._close_connection(connection)
-        try:
-            return self._libvirt.open(self.uri)
-        except self._libvirt.libvirtError as error:
-            raise self._unreachable(error) from error
-
-    def _give_back(self, connection: Any) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(connection)
-                return
-        self._close_connection(connection)
-
-    def _usable(self, connection: Any) -> bool:
-        try:
-            return bool(connection.isAlive())
-        except self._libvirt.libvirtError:
-            return False
-
-    def _close_connection(self, connection: Any) -> None:
-        # A connection that is broken already says so when it is closed.
-        with suppress(self._libvirt.libvirtError):
-            connection.close()
-
-    def _unreachable(self, error: Exception) -> NetworkError:
-        return NetworkError(
-            f"libvirt cannot be reached at {self.uri}: {error}",
-            hint="is libvirtd running, and may this account use its socket?",
         )

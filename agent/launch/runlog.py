@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from agent.launch.hypervisor import Usage
 from distrib.errors import ConfigInvalid, StorageFailed
 
 MIN_KEEP_DAYS = 90
@@ -59,9 +60,10 @@ class RunLog:
         now: datetime,
         exit_status: int | None,
         error: str | None = None,
+        usage: Usage | None = None,
     ) -> None:
         """Write the ``end`` line; ``exit_status`` is None when there was none, ``error`` then the
-        error's code."""
+        error's code; ``usage``: what the guest took."""
         self._append(
             now,
             {
@@ -70,6 +72,8 @@ class RunLog:
                 "end": _stamp(now),
                 "exit": exit_status,
                 "error": error,
+                "wall_s": round((now - start).total_seconds(), 3),
+                **(vars(usage) if usage else {}),
                 **vars(run),
             },
         )

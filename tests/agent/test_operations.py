@@ -50,8 +50,9 @@ class NoGuests:
     """A launcher that says that it was asked."""
 
     own_uids = frozenset({0, os.geteuid()})
+    release: Any = None
 
-    async def launch(self, lease: Lease, *_: object) -> None:
+    async def begin(self, lease: Lease, *_: object, **__: object) -> None:
         raise LaunchFailed(f"asked for {lease.lease}")
 
 
@@ -102,6 +103,7 @@ class Place:
                 resolve=resolve,
             ),
             launches=lambda giving: Launches(
+                settings,
                 giving=giving,
                 cache=self.cache,
                 launcher=cast(Any, NoGuests()),

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent.launch.job import JobSpec, Limits
 from agent.launch.libvirt import Libvirt
+from agent.launch.spec import JobSpec, Limits
 
 ROOT = Path(__file__).parents[2]
 AGENT = "node1"

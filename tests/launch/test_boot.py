@@ -14,8 +14,9 @@ import pytest
 from agent.launch.accelerator import guest_runs
 from agent.launch.context import SitePart
 from agent.launch.hypervisor import Hypervisor
-from agent.launch.job import JobSpec, run_job
+from agent.launch.job import run_job
 from agent.launch.libvirt import Libvirt
+from agent.launch.spec import Hardware, JobSpec
 from distrib.errors import Conflict, LaunchFailed, NetworkError
 
 MakeSpec = Callable[..., JobSpec]
@@ -44,7 +45,7 @@ async def test_the_job_of_the_slide_runs_in_the_guest(
     spec = make_spec("cat /proc/cpuinfo; free\n", memory_mib=160)
     phases: list[str] = []
 
-    async def on_phase(name: str, _after_s: float) -> None:
+    def on_phase(name: str, _after_s: float) -> None:
         phases.append(name)
 
     result = await run_job(
@@ -111,6 +112,24 @@ exit 7
     assert _owner(scratch) == _owner(spec.disk_path) == owner
     assert _holds(spec.disk_path, b"CHANGED TXT")
     assert _holds(scratch, b"SCRATCH")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "seen"),
+    [
+        (Hardware(machine="q35", bus="virtio-scsi"), "sda"),
+        (Hardware(machine="pc", bus="ide", cpu="Nehalem", cache="writeback"), "sda"),
+    ],
+)
+async def test_a_job_runs_on_other_hardware(
+    hypervisor: Libvirt, make_spec: MakeSpec, output: Any, hardware: Hardware, seen: str
+) -> None:
+    spec = make_spec("grep -o 'sd[a-z]$' /proc/partitions; ls /image\n", hardware=hardware)
+    result = await run_job(spec, on_stdout=output.out, on_stderr=output.err, hypervisor=hypervisor)
+    assert result.exit_status == 0
+    assert output.stdout.decode().split()[0] == seen
+    assert b"vmlinuz" in output.stdout
+    assert 0 < result.usage.cpu_s < 100
 
 
 async def test_a_failing_prolog_keeps_the_job_from_running(

@@ -113,13 +113,14 @@ def _run_runner(tmp_path: Path, site: SitePart, job: JobPart) -> dict[str, bytes
     ports.mkdir()
     for name, data in files_of(site, job).items():
         (context / name).write_bytes(data)
-    for name in ("stdout", "stderr", "result"):
+    for name in ("stdout", "stderr", "result", "files"):
         (ports / f"distrib.{name}").touch()
     environment = {
         "PATH": os.environ["PATH"],
         "TMPDIR": str(tmp_path),
         "DISTRIB_CONTEXT": str(context),
         "DISTRIB_PORTS": str(ports),
+        "DISTRIB_RUN": str(tmp_path),
         "DISTRIB_POWEROFF": f"touch {tmp_path}/off",
     }
     subprocess.run(
@@ -145,9 +146,10 @@ def test_the_runner_keeps_the_contract(tmp_path: Path) -> None:
         "stdout": b"a b||o'clock|\xff|x\ny|cc|\xff\0",
         "stderr": b"e\n",
         "result": b"ready\n7\n",
+        "files": b"",
     }
 
 
 def test_the_runner_says_why_it_cannot_run_a_job(tmp_path: Path) -> None:
     said = _run_runner(tmp_path, SitePart({"prolog.sh": b"exit 4\n"}), JOB)
-    assert said == {"stdout": b"", "stderr": b"", "result": b"failed prolog-4\n"}
+    assert said == {"stdout": b"", "stderr": b"", "result": b"failed prolog-4\n", "files": b""}

@@ -12,14 +12,16 @@ import pytest
 
 from agent.launch.domain import (
     CHANNELS,
+    CONTROL,
     NAMESPACE,
     Disk,
     DomainSpec,
     Nic,
     Owner,
+    Share,
     owner_of,
-    to_xml,
 )
+from agent.launch.domain_xml import to_xml
 from distrib.errors import ConfigInvalid
 
 RUN = PurePosixPath("/run/l-1")
@@ -32,7 +34,7 @@ PLAIN = DomainSpec(
     root=Disk(PurePosixPath("/cache/root.qcow2"), "qcow2"),
     context_iso=RUN / "context.iso",
     console_log=RUN / "console.log",
-    channels=(RUN / "stdout", RUN / "stderr", RUN / "result"),
+    channels=(RUN / "stdout", RUN / "stderr", RUN / "result", RUN / "files"),
 )
 VARIANTS = {
     "plain": PLAIN,
@@ -47,6 +49,40 @@ VARIANTS = {
         root=Disk(PurePosixPath("/cache/root.raw"), "raw", bus="ide", relabel=True),
         scratch=Disk(PurePosixPath("/cache/s.raw"), "raw", bus="ide", relabel=True),
         unlabelled=True,
+    ),
+    "q35, virtio-scsi, two discs, a share, another account": replace(
+        PLAIN,
+        machine="q35",
+        cpu="Nehalem",
+        root=Disk(PurePosixPath("/cache/root.qcow2"), "qcow2", bus="virtio-scsi", io="threads"),
+        scratch=Disk(PurePosixPath("/cache/s.raw"), "raw", bus="virtio-scsi", cache="none"),
+        opennebula_iso=RUN / "opennebula.iso",
+        share=Share(PurePosixPath("/home/alice/job")),
+        run_as=(1000, 1000),
+    ),
+    "q35 without virtio": replace(
+        PLAIN,
+        machine="q35",
+        root=Disk(PurePosixPath("/cache/root.raw"), "raw", bus="sata", cache="writeback"),
+        nic=Nic("network", "default", model="e1000"),
+    ),
+    "an emulated scsi adapter": replace(
+        PLAIN,
+        root=Disk(PurePosixPath("/cache/r.raw"), "raw", bus="scsi", cache="none", io="io_uring"),
+    ),
+    "the host's cpu model": replace(PLAIN, accelerator="kvm", cpu="host-model"),
+    "xen, hardware virtualisation": replace(
+        PLAIN,
+        accelerator="xen-hvm",
+        root=Disk(PurePosixPath("/dev/vg0/l-1"), "raw", block=True, bus="ide"),
+        nic=Nic("bridge", "xenbr0", model="e1000"),
+    ),
+    "xen, paravirtual": replace(
+        PLAIN,
+        accelerator="xen-pv",
+        root=Disk(PurePosixPath("/dev/vg0/l-1"), "raw", block=True),
+        scratch=Disk(PurePosixPath("/dev/vg0/l-1-scratch"), "raw", block=True),
+        nic=Nic("bridge", "xenbr0"),
     ),
     "private network": replace(PLAIN, nic=Nic("network", "default")),
     "public bridge": replace(
@@ -90,6 +126,25 @@ def test_a_guest_has_no_network_unless_it_is_asked_for() -> None:
     assert card.find("source[@bridge='br0']") is not None
 
 
+def test_a_card_on_a_bridge_lets_out_only_its_own_addresses() -> None:
+    for name, spec in VARIANTS.items():
+        for card in _parse(spec).findall("devices/interface"):
+            filters = [one.get("filter") for one in card.findall("filterref")]
+            assert filters == (["clean-traffic"] if card.get("type") == "bridge" else []), name
+
+
+def test_a_guest_with_a_share_runs_as_the_shares_owner() -> None:
+    domain = _parse(VARIANTS["q35, virtio-scsi, two discs, a share, another account"])
+    assert domain.findtext("seclabel/label") == "+1000:+1000"
+    assert len(domain.findall("devices/disk[@device='cdrom']")) == 2
+
+
+def test_native_io_is_not_combined_with_the_page_cache() -> None:
+    with pytest.raises(ConfigInvalid, match="native"):
+        Disk(PurePosixPath("/r"), "raw", cache="writeback", io="native")
+    assert Disk(PurePosixPath("/r"), "raw", io="native").driver_modes["cache"] == "none"
+
+
 def test_a_device_goes_past_the_page_cache_and_a_full_disk_stops_the_guest() -> None:
     drivers = _parse(VARIANTS["kvm on a device, with scratch"]).findall(
         "devices/disk[@device='disk']/driver"
@@ -104,7 +159,7 @@ def test_a_device_goes_past_the_page_cache_and_a_full_disk_stops_the_guest() -> 
 
 def test_the_channels_have_the_names_that_guests_look_for() -> None:
     targets = _parse(PLAIN).findall("devices/channel/target")
-    assert tuple(target.get("name") for target in targets) == CHANNELS
+    assert tuple(target.get("name") for target in targets) == (*CHANNELS, CONTROL)
 
 
 def test_metadata_tells_whose_a_domain_is() -> None:
@@ -132,6 +187,10 @@ def test_the_uuid_is_known_before_the_domain_exists() -> None:
         {"vcpus": 0},
         {"context_iso": PurePosixPath("context.iso")},
         {"root": Disk(PurePosixPath("root.raw"), "raw")},
+        {"cpu": "a<b"},
+        {"machine": "q35", "root": Disk(PurePosixPath("/r"), "raw", bus="ide")},
+        {"accelerator": "xen-pv", "root": Disk(PurePosixPath("/r"), "raw", bus="sata")},
+        {"channels": (RUN / "stdout",)},
     ],
 )
 def test_what_cannot_be_a_domain_is_refused(fields: dict[str, object]) -> None:

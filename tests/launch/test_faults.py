@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from agent.launch.accelerator import PROBE_CODE
-from agent.launch.domain import Disk, DomainSpec, to_xml
+from agent.launch.domain import Disk, DomainSpec
+from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import End
-from agent.launch.job import JobResult, JobSpec, Limits, run_job
+from agent.launch.job import run_job
 from agent.launch.libvirt import Libvirt
+from agent.launch.spec import JobResult, JobSpec, Limits
 from distrib.errors import LaunchFailed, LimitReached, TimedOut
 
 MakeSpec = Callable[..., JobSpec]
@@ -40,7 +42,9 @@ def launch(hypervisor: Libvirt, output: Any) -> Callable[[JobSpec], Any]:
 def _endless(directory: Path, *, agent: str, lease: str) -> DomainSpec:
     """A domain that runs until it is ended: the probe's boot sector, which halts."""
     directory.mkdir(parents=True)
-    paths = [directory / name for name in ("disk", "iso", "console", "out", "err", "result")]
+    paths = [
+        directory / name for name in ("disk", "iso", "console", "out", "err", "result", "files")
+    ]
     for path in paths:
         path.touch()
     paths[0].write_bytes((PROBE_CODE.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
@@ -54,7 +58,7 @@ def _endless(directory: Path, *, agent: str, lease: str) -> DomainSpec:
         root=Disk(pure[0], "raw"),
         context_iso=pure[1],
         console_log=pure[2],
-        channels=(pure[3], pure[4], pure[5]),
+        channels=tuple(pure[3:]),
     )
 
 
@@ -90,7 +94,7 @@ async def test_cancellation_while_libvirt_starts_the_guest_leaves_none(
     for delay_s in (0.0, 0.2):
         prepared = asyncio.Event()
 
-        async def on_phase(_name: str, _after_s: float, prepared: Any = prepared) -> None:
+        def on_phase(_name: str, _after_s: float, prepared: Any = prepared) -> None:
             prepared.set()
 
         spec = make_spec(SLEEPER)

@@ -1,0 +1,127 @@
+"""What a job gets of what it asks for: hardware by image, network, memory, site part. Pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.launch.domain import Bus, Nic, NicModel
+from agent.launch.spec import Hardware
+from agent.settings import HardwareSettings, LaunchSettings
+from distrib.errors import ConfigInvalid, Forbidden
+from distrib.trust.sitelist import SiteImage
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a caller wants to run. ``wall_limit_s`` bounds it below the site's own limit;
+    ``inputs``: what it brings (``spec.INPUTS``); ``share``: a directory to share instead."""
+
+    script: bytes
+    args: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    memory_mib: int | None = None
+    vcpus: int | None = None
+    wall_limit_s: float | None = None
+    network: str | None = None
+    bus: Bus | None = None
+    nic: NicModel | None = None
+    inputs: tuple[str, ...] = ()
+    share: Path | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A guest's machine."""
+
+    hardware: Hardware
+    nic: Nic | None
+    opennebula: bool
+    memory_mib: int
+    vcpus: int
+    wall_s: float
+
+
+def machine_for(job: Job, image: SiteImage, settings: LaunchSettings) -> Machine:
+    """Raises Forbidden for more than the site lets a job have."""
+    wanted = _hardware(image, settings)
+    memory_mib, vcpus = job.memory_mib or settings.memory_mib, job.vcpus or settings.vcpus
+    for what, asked, most in (
+        ("memory_mib", memory_mib, settings.max_memory_mib),
+        ("vcpus", vcpus, settings.max_vcpus),
+    ):
+        if asked > most:
+            raise Forbidden(
+                f"{asked} is more than a guest may have",
+                hint=f"at most {most} (setting launch.max_{what})",
+            )
+    return Machine(
+        hardware=Hardware(
+            machine=wanted.machine or "pc",
+            cpu=wanted.cpu or "auto",
+            bus=job.bus or wanted.bus or "virtio",
+            cache=wanted.cache or "auto",
+            io=wanted.io or "auto",
+        ),
+        nic=_nic(job, image, settings, model=job.nic or wanted.nic or "virtio"),
+        opennebula=bool(wanted.opennebula),
+        memory_mib=memory_mib,
+        vcpus=vcpus,
+        wall_s=min(job.wall_limit_s or settings.wall_limit_s, settings.wall_limit_s),
+    )
+
+
+def gets_site_part(image: SiteImage) -> bool:
+    """The site's scripts are for images that are approved for all: another one is a user's own,
+    and its root reads the disc."""
+    return image.audience == "all"
+
+
+def require_shareable(directory: Path, uid: int, roots: tuple[Path, ...]) -> None:
+    """Raises Forbidden unless the site shares what lies there, and it is the user's own."""
+    resolved = directory.resolve()
+    if not any(resolved.is_relative_to(root) for root in roots):
+        raise Forbidden(
+            f"{directory} may not be shared with a guest",
+            hint="setting launch.share_roots; without --share it is copied",
+        )
+    if uid == 0 or not resolved.is_dir() or os.stat(resolved).st_uid != uid:  # noqa: PTH116
+        raise Forbidden(f"{directory} is no directory of your own", hint="name one that is")
+
+
+def _hardware(image: SiteImage, settings: LaunchSettings) -> HardwareSettings:
+    """The image's own, by its UUID before its aliases, over that of all."""
+    chosen = settings.hardware.model_dump()
+    for name in (*image.aliases, image.identifier):
+        if (own := settings.images.get(name)) is not None:
+            chosen |= own.model_dump(exclude_none=True)
+    return HardwareSettings.model_validate(chosen)
+
+
+def _nic(job: Job, image: SiteImage, settings: LaunchSettings, *, model: NicModel) -> Nic | None:
+    network = job.network or settings.default_network
+    if job.network is not None and network not in (*settings.networks, settings.default_network):
+        raise Forbidden(
+            f"network {network} is not for jobs here",
+            hint=f"there are {', '.join(settings.networks)} (setting launch.networks)",
+        )
+    if network == "public" and image.audience != "all":
+        if job.network is not None:
+            raise Forbidden(
+                f"image {image.ref} is not approved for all: no public network for it",
+                hint="ask for network private",
+                image=image.ref,
+            )
+        network = "private"
+    if network == "none":
+        return None
+    if network == "private":
+        return Nic("network", settings.private_network, model)
+    if network == "public":
+        return Nic("bridge", settings.public_bridge, model)
+    raise ConfigInvalid(f"no network is called {network}", hint="none, private or public")

@@ -1,0 +1,216 @@
+"""Launches through the socket: the command, its job, and an agent that is restarted under them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import signal
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distrib.errors import Revoked
+from tests.launch.place import Agent, contents, outcome, until
+from tests.trust.conftest import World, world
+
+__all__ = ["world"]
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+async def agent(
+    world: World, guest_image: Path, libvirt_uri: str, hypervisor: object
+) -> AsyncIterator[Agent]:
+    """An agent that launches; at the end nothing of a launch may be left."""
+    # A socket's address is short, a test's own directory may be long.
+    with tempfile.TemporaryDirectory(prefix="distrib-ag-") as directory:
+        one = Agent(Path(directory), world, guest_image, {"launch.libvirt_uri": libvirt_uri})
+        await one.start()
+        yield one
+        await one.nothing_left()
+        await one.stop()
+
+
+@asynccontextmanager
+async def started(agent: Agent, script: str, *options: str) -> AsyncIterator[Any]:
+    """A launch whose job has said ``started``."""
+    image = agent.image.identifier
+    async with agent.client("launch", *options, image, "-", script=script) as client:
+        assert client.stdout is not None
+        assert await client.stdout.readline() == b"started\n"
+        yield client
+
+
+async def test_a_job_has_its_input_its_directory_and_its_account(
+    agent: Agent, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    (work / "sub").mkdir(parents=True)
+    (work / "in.txt").write_text("given\n")
+    (tmp_path / "job").write_text(
+        "cat in.txt -; echo out >sub/out.txt; rm in.txt; dd if=/dev/zero of=/image/payload.000"
+        " bs=64k count=16 conv=notrunc,fsync 2>/dev/null; exit 5\n"
+    )
+    status, out, err = await agent.run(
+        *("launch", "--stdin", "--workdir", str(work), "--accounting", str(tmp_path / "acct")),
+        *("--name", "4711.1", agent.image.identifier, str(tmp_path / "job")),
+        script="from stdin\n",
+    )
+    assert (status, out, err) == (5, b"given\nfrom stdin\n", b"")
+    assert (work / "sub" / "out.txt").read_text() == "out\n"
+    assert (work / "sub" / "out.txt").stat().st_uid == os.geteuid()
+    account = outcome(tmp_path / "acct")
+    assert account["exit"] == 5
+    usage = account["usage"]
+    assert 0.5 < usage["cpu_s"] < 100
+    assert 20 << 20 < usage["peak_memory_bytes"] < 2 << 30
+    assert usage["read_bytes"] > 1 << 20
+    assert usage["written_bytes"] >= 1 << 20
+    _, over = agent.run_log()
+    assert (over["job"], over["exit"], over["cpu_s"]) == ("4711.1", 5, usage["cpu_s"])
+
+
+async def test_a_guest_survives_its_agent_and_its_client_goes_on_where_it_was(
+    agent: Agent,
+) -> None:
+    script = "echo started; i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done\n"
+    async with started(agent, f"{script} echo done >&2; exit 3\n") as client:
+        await agent.stop()
+        await asyncio.sleep(1)  # the job writes on while nobody reads
+        await agent.start()
+        out, err = await client.communicate()
+    assert out.split() == [str(i).encode() for i in range(40)]
+    assert err == b"done\n"
+    assert client.returncode == 3
+    began, over = agent.run_log()
+    assert (began["event"], over["event"], over["exit"]) == ("start", "end", 3)
+
+
+async def test_a_job_that_ends_while_no_agent_runs_is_told_later(agent: Agent) -> None:
+    async with started(agent, "echo started; sleep 1; echo ended; exit 4\n") as client:
+        await agent.stop()
+        await asyncio.sleep(4)  # the guest powers off meanwhile
+        await agent.start()
+        assert await client.communicate() == (b"ended\n", b"")
+    assert client.returncode == 4
+
+
+async def test_a_client_that_died_with_the_agent_takes_its_guest_along(agent: Agent) -> None:
+    async with started(agent, "echo started; sleep 1000\n") as client:
+        await agent.stop()
+        client.kill()
+        await client.wait()
+        await agent.start()
+        await agent.launcher.end_orphans({lease.lease for lease in agent.cache.leases()})
+    await agent.nothing_left()
+
+
+async def test_signals_reach_the_job_and_a_stopped_client_stops_the_guest(agent: Agent) -> None:
+    script = (
+        "trap 'echo usr1' USR1; trap 'echo term; exit 9' TERM; echo started;"
+        " while :; do sleep 0.1; cat /proc/uptime >>/tmp/seen; done\n"
+    )
+    async with started(agent, script) as client:
+        client.send_signal(signal.SIGUSR1)
+        assert await client.stdout.readline() == b"usr1\n"
+        (lease,) = agent.launched()
+        guest = agent.launcher._launched[lease].guest
+        client.send_signal(signal.SIGTSTP)
+        await until(lambda: guest.suspended)
+        client.send_signal(signal.SIGCONT)
+        await until(lambda: not guest.suspended)
+        client.send_signal(signal.SIGTERM)
+        out, _ = await client.communicate()
+    assert (client.returncode, out) == (9, b"term\n")
+
+
+async def test_a_job_that_does_not_listen_is_ended_after_its_grace(agent: Agent) -> None:
+    agent.settings = agent.settings.model_copy(
+        update={"launch": agent.settings.launch.model_copy(update={"terminate_s": 1.0})}
+    )
+    await agent.stop()
+    await agent.start()
+    async with started(agent, "trap '' TERM XCPU; echo started; sleep 1000 & wait\n") as client:
+        (lease,) = agent.launched()
+        assert (await agent.run("signal", lease, "XCPU"))[0] == 0
+        await client.communicate()
+    assert client.returncode == 128 + signal.SIGXCPU
+
+
+async def test_an_image_that_is_withdrawn_ends_its_guests_with_the_reason(
+    agent: Agent, tmp_path: Path
+) -> None:
+    account = tmp_path / "acct"
+    options = ("--accounting", str(account), "--refused", "100", "--node-fault", "99")
+    async with started(agent, "echo started; sleep 1000\n", *options) as client:
+        ended = await agent.launches.end_uses(agent.image.infohash, "a hole in its ssh")
+        _, err = await client.communicate()
+    assert client.returncode == 100
+    assert b"a hole in its ssh" in err
+    assert outcome(account)["error"]["code"] == Revoked.code
+    assert len(ended) == 1
+
+
+async def test_somebody_may_watch_and_whoever_launched_it_goes_on(agent: Agent) -> None:
+    async with started(agent, "echo started; sleep 2; echo on; exit 2\n") as client:
+        (lease,) = agent.launched()
+        async with agent.client("attach", lease) as watcher:
+            assert watcher.stdout is not None
+            assert await watcher.stdout.readline() == b"started\n"
+        out, _ = await client.communicate()
+    assert (client.returncode, out) == (2, b"on\n")
+
+
+async def test_the_console_of_a_failed_launch_is_kept(agent: Agent, tmp_path: Path) -> None:
+    options = ("--accounting", str(tmp_path / "acct"), "--node-fault", "99")
+    job = "echo started; sync; echo c >/proc/sysrq-trigger\n"
+    async with started(agent, job, *options) as client:
+        await client.communicate()
+    assert client.returncode == 99
+    error = outcome(tmp_path / "acct")["error"]
+    assert error["code"] == "launch-failed"
+    assert b"sysrq" in contents(error["ids"]["console"])
+
+
+async def test_what_a_job_may_not_have_is_refused_and_leaves_nothing(agent: Agent) -> None:
+    image = agent.image.identifier
+    for options, said in (
+        (("--network", "public"), b"network public is not for jobs here"),
+        (("--memory", "64T"), b"less than or equal to"),
+        (("--share", "/tmp"), b"may not be shared"),
+    ):
+        status, _, err = await agent.run("launch", *options, image, "-", script="true\n")
+        assert status in {2, 9}, err
+        assert said in err
+        await agent.nothing_left()
+
+
+async def test_a_users_own_image_has_no_site_part_and_no_bridge(agent: Agent) -> None:
+    agent.images = (replace(agent.image, audience=(_me(),)),)
+    site = agent.root / "site"
+    site.mkdir()
+    (site / "context.sh").write_text("SITE=cc\n")
+    agent.settings = agent.settings.model_copy(
+        update={"launch": agent.settings.launch.model_copy(update={"site_context": site})}
+    )
+    await agent.stop()
+    await agent.start()
+    image = agent.image.identifier
+    assert (await agent.run("launch", image, "-", script="echo at $SITE\n"))[1] == b"at\n"
+    agent.images = (replace(agent.image, audience="all"),)
+    await agent.stop()
+    await agent.start()
+    options = ("--env", "SITE=mine")
+    status, out, _ = await agent.run("launch", *options, image, "-", script="echo at $SITE\n")
+    assert (status, out) == (0, b"at cc\n"), "the site's word is the last"
+
+
+def _me() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
