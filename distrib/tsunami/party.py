@@ -26,6 +26,7 @@ class Host:
     down_slots: int
     target: bool
     origin: bool
+    fetches: bool
     have: int = 0
     coming: int = 0
     up_used: int = 0

@@ -72,11 +72,13 @@ class Schedule:
         target: bool = True,
         origin: bool = False,
         deadline_s: float | None = None,
+        fetches: bool = True,
     ) -> None:
-        """A host is there. An ``origin`` has every piece and is no target."""
+        """A host is there. An ``origin`` has every piece and is no target; one that does not fetch
+        is fed by origins only."""
         if name in self._hosts:
             raise ValueError(f"{name} has joined already")
-        host = Host(name, rack, up_slots, down_slots, target and not origin, origin)
+        host = Host(name, rack, up_slots, down_slots, target and not origin, origin, fetches)
         self._hosts[name] = host
         self.given_up.pop(name, None)
         held = range(self.pieces) if origin else have
@@ -288,6 +290,8 @@ class Schedule:
     def _fits(source: Host, target: Host) -> int:
         """What one could give the other now."""
         if target.parted and source.name in target.parted:
+            return 0
+        if not (target.fetches or source.origin):
             return 0
         return source.have & ~target.have & ~target.coming
 
