@@ -16,6 +16,7 @@ from agent.cache.leases import Lease
 from agent.collecting import Collector
 from agent.configured import sessions_of, stores_of
 from agent.damage import Damage
+from agent.giving import Giving
 from agent.inbox import Inbox
 from agent.launches import Launches
 from agent.launching import Launcher
@@ -193,13 +194,7 @@ class Agent:
                 damage=self._damage,
                 resolve=resolve,
             ),
-            launches=lambda giving: Launches(
-                self._settings,
-                giving=giving,
-                cache=self._cache,
-                launcher=self._launcher,
-                reporter=self._reporter,
-            ),
+            launches=self._launches,
             reporter=self._reporter,
             scrubbed=self._scrubber.status,
             clock=utc_now,
@@ -253,6 +248,17 @@ class Agent:
                 self._reporter.goodbye()
 
     # -- parts ----------------------------------------------------------------------------------
+
+    def _launches(self, giving: Giving) -> Launches:
+        launches = Launches(
+            self._settings,
+            giving=giving,
+            cache=self._cache,
+            launcher=self._launcher,
+            reporter=self._reporter,
+        )
+        self._inbox.end_uses = launches.end_uses
+        return launches
 
     def _on_connect(self) -> None:
         self._reporter.hello()

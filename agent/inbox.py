@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 
 import structlog
 
 from agent.authority import Authority
 from agent.puller import Puller
+from distrib.bus.messages import EndUses
 from distrib.bus.mqtt import Bus
 from distrib.bus.topics import Topics
 from distrib.errors import DistribError
 
 log = structlog.get_logger(__name__)
+
+
+EndUsesOf = Callable[[str, str], Awaitable[Collection[str]]]
+"""Ends guests and leases of an info-hash, for a reason; returns the leases."""
 
 
 class Inbox:
@@ -40,6 +45,7 @@ class Inbox:
         self._refused = refused
         self._torrents: set[str] = set()
         self._orders: set[asyncio.Task[None]] = set()
+        self.end_uses: EndUsesOf | None = None
 
     def open(self) -> None:
         """Subscribe to what is always heard; before the bus connects, or kept messages are lost."""
@@ -82,14 +88,25 @@ class Inbox:
         with self._refusals(topic):
             if payload:
                 orders = self._authority.offer_orders(payload)
-                task = asyncio.create_task(self._puller().obey(orders), name="orders")
-                self._orders.add(task)
-                task.add_done_callback(self._orders.discard)
+                self._begin(self._puller().obey(orders))
+                for order in orders.orders:
+                    if isinstance(order, EndUses):
+                        self._begin(self._end(order))
 
     def _on_torrent(self, topic: str, payload: bytes) -> None:
         with self._refusals(topic):
             if payload:
                 self._puller().offer_torrent(topic.rpartition("/")[2], payload)
+
+    def _begin(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work, name="orders")
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
+
+    async def _end(self, order: EndUses) -> None:
+        if self.end_uses is not None:
+            leases = await self.end_uses(order.infohash, order.text)
+            log.warning("uses-ended", infohash=order.infohash, leases=leases, why=order.text)
 
     @contextlib.contextmanager
     def _refusals(self, topic: str) -> Iterator[None]:
