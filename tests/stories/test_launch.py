@@ -100,22 +100,38 @@ def test_the_guest_ends_with_the_command_that_launched_it(launching: tuple[Node,
     assert run_log(node)[-1]["event"] == "end"
 
 
-def test_what_a_killed_agent_left_is_ended_at_its_next_start(
+def domains(libvirt_uri: str) -> list[str]:
+    command = ["virsh", "-c", libvirt_uri, "list", "--name"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return listed.stdout.split()
+
+
+def test_a_guest_outlives_a_killed_agent_and_ends_with_its_own_command(
     launching: tuple[Node, Image], libvirt_uri: str
 ) -> None:
     node, _ = launching
     with endless_job(node) as client:
         node.kill()
-        assert client.wait(30) == 6
+        node.start()
+        assert len(domains(libvirt_uri)) == 1
+        assert client.poll() is None
+        client.send_signal(signal.SIGTERM)
+        assert client.wait(30) == 128 + signal.SIGTERM
+    assert domains(libvirt_uri) == []
+    eventually("its instance is gone", lambda: not list((node.cache / "instances").iterdir()))
+    assert run_log(node)[-1]["exit"] == 128 + signal.SIGTERM
 
-    def domains() -> list[str]:
-        command = ["virsh", "-c", libvirt_uri, "list", "--name"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True)
-        return listed.stdout.split()
 
-    assert len(domains()) == 1
+def test_what_a_killed_agent_and_its_client_left_is_ended_at_the_next_start(
+    launching: tuple[Node, Image], libvirt_uri: str
+) -> None:
+    node, _ = launching
+    with endless_job(node) as client:
+        node.kill()
+        client.kill()
+    assert len(domains(libvirt_uri)) == 1
     node.start()
-    eventually("the guest is ended", lambda: domains() == [])
+    eventually("the guest is ended", lambda: domains(libvirt_uri) == [])
     assert node.ask("leases")["leases"] == []
     eventually("its instance is gone", lambda: not list((node.cache / "instances").iterdir()))
 
