@@ -1,4 +1,4 @@
-"""What the site says, as far as it proves it: site list, CRL, desired state and orders.
+"""What the site says, as far as it proves it: site list, CRL, farm, desired state and orders.
 
 Everything that arrives is checked before it replaces what is in force, is on disk before it is
 acted on, and is checked again at every start. What is refused changes nothing and is counted by
@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.aliases import KnownAliases
 from agent.cache import durable
-from distrib.bus.messages import Desired, Orders
+from agent.known_farm import KnownFarm
+from agent.refusals import GenerationDown, OrdersExpired, WrongNode, check_not_ahead
+from distrib.bus.messages import Desired, FarmMap, Orders
 from distrib.bus.schema import decode
 from distrib.errors import DistribError, MessageInvalid, NotReady, SiteListStale, TrustRefused
 from distrib.trust.chain import TrustMaterial
@@ -33,31 +35,6 @@ log = structlog.get_logger(__name__)
 SITE_LIST_MAX_BYTES = 16 << 20
 CRL_MAX_BYTES = 4 << 20
 ORDERS_GRACE_S = 30
-AHEAD_S = 24 * 3600
-
-
-class GenerationDown(TrustRefused):
-    """An order older than one that was accepted: a replay, or a head that was set back."""
-
-    code = "generation-down"
-
-
-class NumberAhead(TrustRefused):
-    """A version, generation or sequence that the site cannot have reached yet."""
-
-    code = "number-ahead"
-
-
-class WrongNode(TrustRefused):
-    """An order for another node."""
-
-    code = "wrong-node"
-
-
-class OrdersExpired(TrustRefused):
-    """Orders that came too late to be acted on."""
-
-    code = "orders-expired"
 
 
 class Authority:
@@ -82,6 +59,7 @@ class Authority:
         self.desired: Desired | None = None
         self.refused: Counter[str] = Counter()
         self.aliases = KnownAliases(state_dir)
+        self.farm = KnownFarm(state_dir)
         self._state_dir = state_dir
         self._node = node
         self._trust = trust
@@ -113,6 +91,9 @@ class Authority:
                 self._enforce(verdict)
             else:
                 self._count("site-list", [reason.code for reason in verdict.reasons])
+        self.farm.load()
+        if self.site_list is not None:
+            self._guarded("farm", lambda: self.farm.take_up(self._keys(), self._clock()))
         envelope = _read(self._state_dir / "desired.json")
         if envelope is not None and self.site_list is not None:
             self._guarded("desired", lambda: self._take_desired(envelope, self._generation))
@@ -194,9 +175,11 @@ class Authority:
             self._count("site-list", [reason.code for reason in verdict.reasons])
         version = verdict.require().version
         if version.isdecimal():
-            _check_not_ahead("site list version", int(version), self._clock())
+            check_not_ahead("site list version", int(version), self._clock())
         durable.replace(self._state_dir / "site-list.smime", message)
         self._enforce(verdict)
+        if self.farm.waiting is not None:
+            self._guarded("farm", lambda: self.farm.take_up(self._keys(), self._clock()))
         waiting, self._waiting_desired = self._waiting_desired, None
         if waiting is not None:
             self._guarded("desired", lambda: self.offer_desired(waiting))
@@ -233,6 +216,14 @@ class Authority:
         self._save_floors()
         return desired
 
+    def offer_farm(self, envelope: bytes) -> FarmMap:
+        """Take in a map of the farm. Raises TrustRefused or MessageInvalid."""
+        try:
+            self.farm.waiting = envelope
+            return self.farm.take_up(self._keys(), self._clock())
+        except DistribError as error:
+            raise self._refusal(error) from None
+
     def offer_orders(self, envelope: bytes) -> Orders:
         """Take in orders, once. Raises TrustRefused or MessageInvalid."""
         try:
@@ -242,7 +233,7 @@ class Authority:
                 raise WrongNode(f"orders for {orders.node}", hint="ignored")
             if orders.sequence <= self._sequence:
                 raise GenerationDown(f"orders {orders.sequence} again", hint="ignored")
-            _check_not_ahead("orders", orders.sequence, self._clock())
+            check_not_ahead("orders", orders.sequence, self._clock())
             if self._clock() > orders.expires_at + timedelta(seconds=ORDERS_GRACE_S):
                 raise OrdersExpired(f"orders {orders.sequence} are late", hint="check the clocks")
         except DistribError as error:
@@ -289,7 +280,7 @@ class Authority:
                 f"desired state {desired.generation}, have {floor}",
                 hint="an old message was replayed, or the head was set back",
             )
-        _check_not_ahead("desired state", desired.generation, self._clock())
+        check_not_ahead("desired state", desired.generation, self._clock())
         self.desired = desired
         self._generation = desired.generation
         return desired
@@ -297,6 +288,7 @@ class Authority:
     def _distrust(self) -> None:
         """The list in force was signed by somebody who is revoked now: so were its orders' keys."""
         self.desired = None
+        self.farm.distrust()
         self._generation = self._sequence = 0
         self._save_floors()
 
@@ -351,15 +343,6 @@ class Authority:
         reasons = getattr(error, "reasons", ())
         self._count("order", [reason["code"] for reason in reasons] or [error.code])
         return error
-
-
-def _check_not_ahead(what: str, number: int, now: datetime) -> None:
-    """Numbers are `max(stored + 1, unix time)`: one far ahead would lock out all that follow."""
-    if number > now.timestamp() + AHEAD_S:
-        raise NumberAhead(
-            f"{what} {number} is more than {AHEAD_S // 3600} h ahead of this node's clock",
-            hint="the sender's or this node's clock is wrong, or somebody else signs",
-        )
 
 
 def _read(path: Path) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
@@ -35,6 +36,7 @@ from agent.scrubber import Scrubber
 from agent.settings import AgentSettings
 from agent.socket.server import SocketServer
 from agent.systemd import notify, watchdog_interval_s
+from agent.traffic import HostTraffic, link_of
 from agent.upkeep import Upkeep
 from agent.watching import Watching
 from distrib.bus.messages import Caps, ParentLost, Presence
@@ -115,6 +117,21 @@ class Agent:
             swarm_port=self._swarm_port,
             clock=utc_now,
         )
+        self._traffic = HostTraffic(
+            self._sessions.values(),
+            self._authority,
+            address=settings.swarm.address,
+            link=link_of(
+                settings.swarm.address,
+                named=settings.swarm.interface,
+                link_bps=settings.swarm.link_bps,
+                stated="link_bps" in settings.swarm.model_fields_set,
+            ),
+            own_caps=Caps(
+                download_bps=settings.swarm.download_bps, upload_bps=settings.swarm.upload_bps
+            ),
+            now_s=time.monotonic,
+        )
         self._inbox = Inbox(
             self._bus,
             self._topics,
@@ -122,6 +139,7 @@ class Agent:
             authority=self._authority,
             puller=lambda: self._puller,
             refused=self._reporter.changed,
+            told=self._traffic.look,
         )
         self._damage = Damage(self._cache, self._news, puller=lambda: self._puller)
         self._puller = Puller(
@@ -177,6 +195,7 @@ class Agent:
             let_go=self._puller.let_go,
         )
         await asyncio.to_thread(self._authority.load)
+        self._traffic.look()
         found = await asyncio.to_thread(self._cache.recover)
         for fault in found.corrupt:
             log.warning("state-corrupt", why=fault.message, hint=fault.hint)
@@ -197,6 +216,7 @@ class Agent:
             launches=self._launches,
             reporter=self._reporter,
             scrubbed=self._scrubber.status,
+            traffic=self._traffic.status,
             clock=utc_now,
         )
         lending = Lending(
@@ -239,6 +259,7 @@ class Agent:
                 group.create_task(self._collector.run(), name="collector"),
                 group.create_task(self._scrubber.run(), name="scrub"),
                 group.create_task(self._watchdog(), name="watchdog"),
+                group.create_task(self._traffic.run(), name="traffic"),
             ]
             try:
                 yield

@@ -11,6 +11,7 @@ import structlog
 from agent.authority import Authority
 from agent.puller import Puller
 from distrib.bus.messages import EndUses
+from distrib.bus.messages import Orders
 from distrib.bus.mqtt import Bus
 from distrib.bus.topics import Topics
 from distrib.errors import DistribError
@@ -25,7 +26,8 @@ EndUsesOf = Callable[[str, str], Awaitable[Collection[str]]]
 class Inbox:
     """Subscribes to the node's topics. What is refused is counted and named, and changes nothing.
 
-    ``refused`` is called after each refusal."""
+    ``refused`` is called after each refusal, ``told`` before anybody acts on what was accepted: who
+    is served, and how fast, may be another."""
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class Inbox:
         authority: Authority,
         puller: Callable[[], Puller],
         refused: Callable[[], None],
+        told: Callable[[Orders | None], None] = lambda _: None,
     ) -> None:
         self._bus = bus
         self._topics = topics
@@ -43,6 +46,7 @@ class Inbox:
         self._authority = authority
         self._puller = puller
         self._refused = refused
+        self._told = told
         self._torrents: set[str] = set()
         self._orders: set[asyncio.Task[None]] = set()
         self.end_uses: EndUsesOf | None = None
@@ -51,6 +55,7 @@ class Inbox:
         """Subscribe to what is always heard; before the bus connects, or kept messages are lost."""
         self._bus.subscribe(self._topics.crl, self._on_crl)
         self._bus.subscribe(self._topics.site_list, self._on_site_list)
+        self._bus.subscribe(self._topics.farm, self._on_farm)
         self._bus.subscribe(self._topics.node(self._node, "desired"), self._on_desired)
         self._bus.subscribe(self._topics.node(self._node, "orders"), self._on_orders)
 
@@ -69,12 +74,14 @@ class Inbox:
     def _on_crl(self, topic: str, payload: bytes) -> None:
         with self._refusals(topic):
             if payload and self._authority.offer_crl(payload):
+                self._told(None)
                 self._puller().wake()
 
     def _on_site_list(self, topic: str, payload: bytes) -> None:
         with self._refusals(topic):
             if payload and self._authority.offer_site_list(payload):
                 log.info("site-list-accepted")
+                self._told(None)
                 self._puller().wake()
 
     def _on_desired(self, topic: str, payload: bytes) -> None:
@@ -82,12 +89,20 @@ class Inbox:
         with self._refusals(topic):
             if payload:
                 self._authority.offer_desired(payload)
+                self._told(None)
                 self._puller().wake()
+
+    def _on_farm(self, topic: str, payload: bytes) -> None:
+        with self._refusals(topic):
+            if payload:
+                self._authority.offer_farm(payload)
+                self._told(None)
 
     def _on_orders(self, topic: str, payload: bytes) -> None:
         with self._refusals(topic):
             if payload:
                 orders = self._authority.offer_orders(payload)
+                self._told(orders)
                 self._begin(self._puller().obey(orders))
                 for order in orders.orders:
                     if isinstance(order, EndUses):

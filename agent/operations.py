@@ -48,9 +48,11 @@ class Operations:
         launches: Callable[[Giving], Launches],
         reporter: Reporter,
         scrubbed: Callable[[], dict[str, dict[str, object]]],
+        traffic: Callable[[], dict[str, object]] = dict,
         clock: Callable[[], datetime],
     ) -> None:
         self._scrubbed = scrubbed
+        self._traffic = traffic
         self._settings = settings
         self._authority = authority
         self._cache = cache
@@ -85,6 +87,7 @@ class Operations:
             "alarm": (self._authority.list_age_s or 0) > self._settings.trust.alarm_age_s,
             "report": (await self._reporter.report()).model_dump(mode="json"),
             "scrub": await asyncio.to_thread(self._scrubbed),
+            "traffic": self._traffic(),
         }
 
     def _leasable(self) -> bool:

@@ -107,6 +107,9 @@ class SwarmSettings(Section):
     link_bps: int = Field(
         125_000_000, gt=0, description="rate of the node's link, bytes per second: sizes buffers"
     )
+    interface: str = Field(
+        "", description="interface that carries the swarm's traffic; empty: found by the address"
+    )
     download_bps: int = Field(0, ge=0, description="cap of each pull, bytes per second; 0: none")
     upload_bps: int = Field(0, ge=0, description="cap of what each image is served with; 0: none")
 

@@ -32,6 +32,7 @@ from distrib.errors import ConfigInvalid, DistribError
 from distrib.events.delivery import Delivery
 from distrib.events.environment import Site
 from distrib.lock import alone
+from distrib.rollout.farm_map import FarmMaps
 from distrib.rollout.service import Rollouts
 from distrib.trust.directory import load_trust_directory
 
@@ -53,6 +54,15 @@ class Controller:
             orders_key=key,
             silent_s=settings.rollout.silent_s,
             on_connect=self._tell_retained,
+        )
+        self._farm = FarmMaps(
+            database=database,
+            bus=self._rollouts.bus,
+            key=key,
+            state_dir=settings.state_dir,
+            foreign=settings.farm.foreign,
+            caps=settings.farm.caps,
+            clock=utc_now,
         )
         catalogue = settings.catalogue
         identity = FollowedIdentity(
@@ -96,7 +106,8 @@ class Controller:
                 database=database,
                 catalogue=self._catalogue,
                 rollouts=self._rollouts,
-                node_changed=self._rollouts.node_changed,
+                farm=self._farm,
+                node_changed=self._node_changed,
             )
         )
 
@@ -132,6 +143,7 @@ class Controller:
     async def _tasks(self, stop: asyncio.Event) -> AsyncIterator[None]:
         steps = {
             "rollouts": self._rollouts.run(),
+            "farm": self._farm.run(),
             "site list": self._catalogue.publisher.keep_fresh(),
             "subscriptions": self._catalogue.schedule.run(),
             "intake": self._catalogue.collector.run(),
@@ -185,9 +197,14 @@ class Controller:
         bus = self._rollouts.bus
         if self._crls:
             bus.retain(bus.topics.crl, self._crls)
+        self._farm.tell()
         message = self._catalogue.publisher.current()
         if message is not None:
             bus.retain(bus.topics.site_list, message)
+
+    def _node_changed(self, name: str) -> None:
+        self._rollouts.node_changed(name)
+        self._farm.changed()
 
     def _on_published(self, message: bytes) -> None:
         """Called in the thread that published."""

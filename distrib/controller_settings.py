@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from distrib.api.server import ApiSettings
+from distrib.bus.messages import Caps, ClassCaps
 from distrib.bus.mqtt import BusSettings
 from distrib.catalogue.intake_settings import IntakeSettings
 from distrib.catalogue.proposal_settings import ProposalSettings
@@ -84,6 +86,39 @@ class RolloutSettings(Section):
     )
 
 
+class FarmSettings(Section):
+    """The farm's networks. Rates are bytes per second of each node, 0: no cap; `distrib swarm caps`
+    changes them at run time."""
+
+    foreign: tuple[str, ...] = Field(
+        (), description="networks outside of the inventory whose peers are served, too"
+    )
+    rack_download_bps: int = Field(0, ge=0, description="cap within a rack, fetching")
+    rack_upload_bps: int = Field(0, ge=0, description="cap within a rack, serving")
+    room_download_bps: int = Field(0, ge=0, description="cap within a room, fetching")
+    room_upload_bps: int = Field(0, ge=0, description="cap within a room, serving")
+    elsewhere_download_bps: int = Field(0, ge=0, description="cap with all others, fetching")
+    elsewhere_upload_bps: int = Field(0, ge=0, description="cap with all others, serving")
+
+    @field_validator("foreign")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ipaddress.ip_network(text)
+        return value
+
+    @property
+    def caps(self) -> ClassCaps:
+        """As nodes are told them."""
+        return ClassCaps(
+            rack=Caps(download_bps=self.rack_download_bps, upload_bps=self.rack_upload_bps),
+            room=Caps(download_bps=self.room_download_bps, upload_bps=self.room_upload_bps),
+            elsewhere=Caps(
+                download_bps=self.elsewhere_download_bps, upload_bps=self.elsewhere_upload_bps
+            ),
+        )
+
+
 class ControllerSettings(Settings):
     """Everything the controller can be told."""
 
@@ -99,6 +134,7 @@ class ControllerSettings(Settings):
     catalogue: CatalogueSettings = CatalogueSettings()
     site_list: SiteListSettings = SiteListSettings()
     rollout: RolloutSettings = RolloutSettings()
+    farm: FarmSettings = FarmSettings()
     events: EventsSettings = EventsSettings()
     intake: IntakeSettings = IntakeSettings()
     proposals: ProposalSettings = ProposalSettings()

@@ -14,19 +14,21 @@ from typing import ClassVar, Literal
 import structlog
 from pydantic import Field
 
-from distrib.bus.messages import SeederPresence
+from distrib.bus.messages import FarmMap, SeederPresence
 from distrib.bus.mqtt import Bus, BusSettings, Publication
-from distrib.bus.schema import encode
+from distrib.bus.schema import decode, encode
 from distrib.bus.topics import Topics
 from distrib.config import Section, Settings
-from distrib.errors import DistribError, StorageFailed, TorrentMismatch
+from distrib.errors import DistribError, MessageInvalid, StorageFailed, TorrentMismatch
 from distrib.swarm import IMAGE_FILE, TORRENT_FILE
+from distrib.swarm.classes import Place, Zones, see
 from distrib.swarm.pieces import piece_hashes
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import check_info, info_of
 from distrib.swarm.transfer import Transfer
 from distrib.trust.directory import load_trust_directory
+from distrib.trust.envelope import open_envelope
 from distrib.trust.sitelist import SiteImage, SiteList, verify_site_list
 
 log = structlog.get_logger(__name__)
@@ -81,6 +83,9 @@ class Seeder:
         self._seeding: dict[str, Transfer] = {}
         self._infos: dict[str, bytes] = {}
         self._complaints: dict[str, str] = {}
+        self._farm_waiting = b""
+        self._farm_refused = b""
+        self._farm_generation = 0
         self._wake = asyncio.Event()
         self._bus = Bus(
             settings.bus,
@@ -99,6 +104,7 @@ class Seeder:
         """Seed until ``stop``."""
         self._port = port
         self._bus.subscribe(self._topics.site_list, self._on_site_list)
+        self._bus.subscribe(self._topics.farm, self._on_farm)
         async with self._bus.running():
             stopping = asyncio.create_task(stop.wait(), name="seeder stop")
             try:
@@ -126,15 +132,41 @@ class Seeder:
                 last_version=self._site_list.version if self._site_list else None,
             )
             self._site_list = verdict.require()
+            self._farm_refused = b""
         except DistribError as error:
             log.warning("refused", topic=topic, code=error.code, why=error.message)
             return
         self._wake.set()
 
+    def _on_farm(self, topic: str, message: bytes) -> None:
+        self._farm_waiting = message
+        self._wake.set()
+
+    def _admit(self, site_list: SiteList) -> None:
+        """Serve who has a place in the farm; a map that the site list does not prove waits."""
+        message = self._farm_waiting
+        if not message or message == self._farm_refused:
+            return
+        try:
+            payload = open_envelope(message, kind="farm", keys=site_list.keys())
+            farm = decode(FarmMap, payload.encode(), what="farm")
+            if farm.generation < self._farm_generation:
+                raise MessageInvalid(f"farm: {farm.generation} again", hint="an old one: ignored")
+            places = [Place(one.rack, one.room, one.networks) for one in farm.places]
+            zones = see(places, own=(), foreign=farm.foreign)
+        except (DistribError, ValueError) as error:
+            self._farm_refused = message
+            log.warning("refused", topic=self._topics.farm, why=str(error))
+            return
+        self._farm_waiting, self._farm_refused = b"", b""
+        self._farm_generation = farm.generation
+        self._session.admit(zones)
+
     async def _follow(self) -> None:
         """Seed what is approved and here; stop serving what is not approved any more."""
         if self._site_list is None:
             return
+        self._admit(self._site_list)
         approved = {image.infohash: image for image in self._site_list.images}
         changed = False
         for infohash in set(self._seeding) - set(approved):
@@ -224,6 +256,8 @@ async def run_seeder(settings: SeederSettings, stop: asyncio.Event) -> None:
         connections=swarm.connections,
     )
     session = SwarmSession(profile, backend="pread")
+    # Nobody has a place before there is a map.
+    session.admit(Zones())
     async with session.running() as port:
         log.info("seeder-ready", name=settings.name, port=port)
         await Seeder(settings, session).run(stop, port)

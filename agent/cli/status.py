@@ -29,8 +29,34 @@ def status(socket: Path, as_json: bool) -> None:
         f"{report['node']}: agent {answer['version']}, {trust}{leasable},"
         f" cache {_mib(report['used_bytes'])} of {_mib(report['capacity_bytes'])} MiB"
     )
+    click.echo(_traffic(answer["traffic"]))
     for image in report["images"]:
         click.echo(_line(image) + _scrubbed(answer["scrub"].get(image["infohash"])))
+
+
+def _traffic(traffic: dict[str, Any]) -> str:
+    """The link, and what flows over it at most."""
+    known = traffic["farm_generation"]
+    parts = [
+        f"  link {traffic['interface'] or 'unknown'} {_mbit(traffic['link_bps'])} Mbit/s",
+        "no map of the farm" if known is None else f"map of the farm {known}",
+    ]
+    for tier, caps in traffic["caps"].items():
+        if any(caps.values()):
+            down, up = caps["download_bps"], caps["upload_bps"]
+            parts.append(f"{tier} {_cap(down)} down {_cap(up)} up")
+    if traffic["background"]:
+        back = traffic["background"]
+        parts.append(f"background {_mbit(back['download'])} down {_mbit(back['upload'])} up")
+    return printable(", ".join(parts))
+
+
+def _cap(rate_bps: int) -> str:
+    return str(_mbit(rate_bps)) if rate_bps else "no cap"
+
+
+def _mbit(rate_bps: int) -> int:
+    return rate_bps * 8 // 1_000_000
 
 
 def _line(image: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from distrib.api import (
     rollouts,
     subscriptions,
     swarm,
+    swarm_caps,
     tokens,
 )
 from distrib.api.accesslog import AccessLog
@@ -61,6 +62,7 @@ def create_app(services: Services) -> FastAPI:
         lists.router,
         nodes.router,
         rollouts.router,
+        swarm_caps.router,
         swarm.router,
         tokens.router,
         audit.router,

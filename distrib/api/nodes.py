@@ -90,6 +90,7 @@ async def forget_node(name: str, services: Use, actor: Operator) -> dict[str, An
     """Off the inventory; its retained topics are cleared."""
     await asyncio.to_thread(_get, services, name)
     await services.rollouts.forget(name, actor.name)
+    services.node_changed(name)
     return {"forgotten": name}
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from distrib.api.access import Operator, Use, Viewer
 from distrib.api.body import Body
 from distrib.api.services import Document
+from distrib.bus.messages import Traffic
 
 router = APIRouter(tags=["rollouts"])
 
@@ -23,6 +24,8 @@ class RolloutRequest(Body):
     image: Annotated[str, Field(min_length=1, max_length=200)]
     nodes: Annotated[str, Field(min_length=1, max_length=4000)]
     download_bps: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    upload_bps: Annotated[int, Field(ge=0, le=1 << 40)] = 0
+    traffic: Traffic = Traffic.FOREGROUND
     deadline_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from distrib.bus.messages import Caps
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.db.session import Database
@@ -49,8 +50,24 @@ class RolloutService(Protocol):
         """The Swarm of a torrent without what the catalogue knows of the image."""
         ...
 
+    async def set_caps(self, rollout: str, caps: Mapping[str, int], actor: str) -> Document:
+        """Cap it by ``download_bps``, ``upload_bps`` or both, 0: none. Raises NotFound."""
+        ...
+
     async def forget(self, name: str, actor: str) -> None:
         """Take the node off the inventory and clear its retained topics. Raises NotFound."""
+        ...
+
+
+class FarmService(Protocol):
+    """The caps that all nodes are told."""
+
+    def view(self) -> Document:
+        """``{"caps", "set_at_run_time", "foreign"}``."""
+        ...
+
+    async def set_caps(self, wanted: Mapping[str, Caps | None], actor: str) -> None:
+        """By tier; None: as the settings say."""
         ...
 
 
@@ -61,5 +78,6 @@ class Services:
     database: Database
     catalogue: Catalogue
     rollouts: RolloutService
+    farm: FarmService
     clock: Clock = utc_now
     node_changed: Callable[[str], None] = lambda _name: None

@@ -82,6 +82,7 @@ def broker_acl(prefix: str, seeders: tuple[str, ...] = ("seeder",)) -> str:
             f"user {seeder}",
             f"topic write {prefix}/seeder/{seeder}/presence",
             f"topic readwrite {prefix}/torrent/+",
+            f"topic read {prefix}/farm",
         ]
     lines += [
         "",

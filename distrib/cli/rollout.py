@@ -32,7 +32,9 @@ def rollout() -> None:
 @click.option("--wait", is_flag=True, help="Until it has ended: exit 8 if nodes failed.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to --wait.")
 @click.option("--deadline", "deadline_s", type=click.FloatRange(min=1), help="Seconds to be ready.")
+@click.option("--background", is_flag=True, help="Make way for the nodes' other traffic.")
 @click.option("--download-mbit", type=click.FloatRange(min=0), help="Cap of each node, in Mbit/s.")
+@click.option("--upload-mbit", type=click.FloatRange(min=0), help="The same for what it serves.")
 @json_option
 def start(
     *,
@@ -41,7 +43,9 @@ def start(
     wait: bool,
     timeout_s: float | None,
     deadline_s: float | None,
+    background: bool,
     download_mbit: float | None,
+    upload_mbit: float | None,
     as_json: bool,
 ) -> None:
     """Bring IMAGE (ALIAS or UUID, optionally @VERSION) to the nodes of SELECTOR."""
@@ -50,6 +54,10 @@ def start(
     body: dict[str, Any] = {"image": image, "nodes": nodes, "deadline_s": deadline_s}
     if download_mbit:
         body["download_bps"] = int(download_mbit * 1_000_000 / _BITS_PER_BYTE)
+    if upload_mbit:
+        body["upload_bps"] = int(upload_mbit * 1_000_000 / _BITS_PER_BYTE)
+    if background:
+        body["traffic"] = "background"
     with connected() as client:
         document = client.post("/rollouts", body)
         if wait:

@@ -44,6 +44,14 @@ def summary_line(rollout: dict[str, Any]) -> str:
         if summary.get(name)
     )
     rate = f", {bytes_text(summary['rate_bps'])}/s" if summary["rate_bps"] else ""
+    within = ", ".join(
+        f"{way} ≤ {bytes_text(rollout[f'{way}_bps'])}/s a node"
+        for way in ("download", "upload")
+        if rollout.get(f"{way}_bps")
+    )
+    if rollout.get("traffic") == "background":
+        within = ", ".join(filter(None, ("in the background", within)))
+    rate += f" ({within})" if within else ""
     return (
         f"{rollout['id']} {rollout['alias'] or rollout['image']}: {rollout['state']},"
         f" {summary['targets']} nodes ({counts or 'nobody yet'}), {done} %{rate}"

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from distrib.cli.client import ApiClient, connected, path_of
 from distrib.cli.output import json_option, print_json, print_line
+from distrib.cli.swarm_caps import caps
 from distrib.cli.swarm_view import all_done, changes, swarm_lines
 from distrib.errors import NetworkError, TimedOut
 from distrib.printable import printable
@@ -24,6 +25,9 @@ _LOST_S = 60.0
 @click.group("swarm")
 def swarm() -> None:
     """Swarms: who fetches from whom, and how it goes."""
+
+
+swarm.add_command(caps)
 
 
 @swarm.command("show")

@@ -12,7 +12,16 @@ from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from distrib.bus.messages import Cancel, Caps, Desired, DesiredImage, Orders, Peer, Transport
+from distrib.bus.messages import (
+    Cancel,
+    Caps,
+    Desired,
+    DesiredImage,
+    Orders,
+    Peer,
+    Traffic,
+    Transport,
+)
 from distrib.bus.schema import decode, encode
 from distrib.errors import DistribError
 from distrib.swarm.relay_peers import Links, RelayPeer
@@ -38,6 +47,7 @@ class Assigned:
     rollout: str | None = None
     download_bps: int = 0
     upload_bps: int = 0
+    traffic: str = "foreground"
     deadline: datetime | None = None
     size_bytes: int = 0
 
@@ -156,6 +166,7 @@ def _image(one: Assigned, links: Links) -> DesiredImage:
         rollout=one.rollout,
         deadline=one.deadline,
         transport=Transport(one.transport),
+        traffic=Traffic(one.traffic),
         parents=_peers(links.parents),
         fallbacks=_peers(links.fallbacks),
         neighbours=_peers(links.neighbours),

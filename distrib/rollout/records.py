@@ -39,6 +39,8 @@ class RolloutRecord:
     selector: str
     accepted_by: str
     download_bps: int = 0
+    upload_bps: int = 0
+    traffic: str = "foreground"
 
     def moved(self, rollout: Rollout) -> RolloutRecord:
         """The same request, another state."""
@@ -65,12 +67,19 @@ def load_assignments(session: Session) -> dict[str, tuple[Assigned, ...]]:
     """What is wanted on each node, of the images that nodes may hold."""
     wanted: dict[str, tuple[Assigned, ...]] = {}
     query = (
-        select(models.Assignment, models.Image.infohash, models.Image.size_bytes)
+        select(
+            models.Assignment,
+            models.Image.infohash,
+            models.Image.size_bytes,
+            models.Rollout.options,
+        )
+        .select_from(models.Assignment)
         .join(models.Image)
+        .outerjoin(models.Rollout, models.Rollout.id == models.Assignment.rollout)
         .where(models.Image.state.in_(USABLE), models.Image.infohash.is_not(None))
         .order_by(models.Assignment.node, models.Assignment.since)
     )
-    for row, infohash, size_bytes in session.execute(query):
+    for row, infohash, size_bytes, options in session.execute(query):
         one = Assigned(
             node=row.node,
             identifier=row.identifier,
@@ -83,6 +92,7 @@ def load_assignments(session: Session) -> dict[str, tuple[Assigned, ...]]:
             rollout=row.rollout,
             download_bps=row.download_bps,
             upload_bps=row.upload_bps,
+            traffic=str((options or {}).get("traffic", "foreground")),
             deadline=row.deadline,
             size_bytes=size_bytes or 0,
         )
@@ -161,7 +171,12 @@ def add_rollout(session: Session, kept: RolloutRecord) -> None:
             accepted_at=rollout.accepted_at,
             accepted_by=kept.accepted_by,
             deadline=rollout.deadline,
-            options={"download_bps": kept.download_bps, "size_bytes": rollout.size_bytes},
+            options={
+                "download_bps": kept.download_bps,
+                "upload_bps": kept.upload_bps,
+                "traffic": kept.traffic,
+                "size_bytes": rollout.size_bytes,
+            },
         )
     )
     session.flush()
@@ -335,6 +350,8 @@ def _record(session: Session, row: models.Rollout, silent_s: float) -> RolloutRe
         selector=row.selector,
         accepted_by=row.accepted_by,
         download_bps=int(row.options.get("download_bps", 0)),
+        upload_bps=int(row.options.get("upload_bps", 0)),
+        traffic=str(row.options.get("traffic", "foreground")),
     )
 
 

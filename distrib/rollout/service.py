@@ -19,6 +19,7 @@ from distrib.db.references import USABLE, aliases_of, require_unexpired, resolve
 from distrib.db.session import Database
 from distrib.errors import Conflict, NetworkError, NotFound
 from distrib.rollout import machine, records
+from distrib.rollout.capping import set_caps
 from distrib.rollout.desired import Assigned, with_assigned, without_rollout
 from distrib.rollout.loop import Loop
 from distrib.rollout.plan import Targets, parse_selector, targets
@@ -92,7 +93,7 @@ class Rollouts:
     # -- what the API asks ----------------------------------------------------------------------
 
     async def start(self, request: Document, actor: str) -> Document:
-        """Accept ``{"image", "nodes", "download_bps"?, "deadline_s"?}``.
+        """Accept ``{"image", "nodes", "download_bps"?, "upload_bps"?, "traffic"?, "deadline_s"?}``.
 
         Raises NotFound for an unknown image, a name that no node has, a selector that matches no
         online node; TrustRefused where the image has lapsed; OperatorError for a selector that
@@ -103,6 +104,16 @@ class Rollouts:
     async def abort(self, rollout: str, actor: str) -> Document:
         """Nodes stop pulling, nothing is evicted. Raises NotFound, Conflict where it has ended."""
         return await self._loop.call(lambda: self._abort(rollout, actor))
+
+    async def set_caps(self, rollout: str, caps: Mapping[str, int], actor: str) -> Document:
+        """Cap a rollout's nodes by ``download_bps``, ``upload_bps``. Raises NotFound."""
+
+        async def change() -> Document:
+            now = self._clock()
+            kept = await set_caps(self._state, self._database, rollout, caps, actor=actor, now=now)
+            return rollout_view(kept)
+
+        return await self._loop.call(change)
 
     async def forget(self, name: str, actor: str) -> None:
         """Take a node off the inventory and clear its retained topics. Raises NotFound.
@@ -239,6 +250,8 @@ class Rollouts:
             selector=selector,
             accepted_by=actor,
             download_bps=int(request.get("download_bps", 0)),
+            upload_bps=int(request.get("upload_bps", 0)),
+            traffic=str(request.get("traffic", "foreground")),
         )
 
     async def _abort(self, rollout: str, actor: str) -> Document:
@@ -346,6 +359,8 @@ def _assignment(kept: RolloutRecord, node: str) -> Assigned:
         infohash=image.infohash,
         rollout=kept.rollout.id,
         download_bps=kept.download_bps,
+        upload_bps=kept.upload_bps,
+        traffic=kept.traffic,
         deadline=kept.rollout.deadline,
         size_bytes=kept.rollout.size_bytes,
     )

@@ -28,6 +28,9 @@ def rollout_view(kept: RolloutRecord, *, nodes: bool = True) -> dict[str, Any]:
         "accepted_by": kept.accepted_by,
         "deadline": _time(rollout.deadline),
         "ended_at": _time(rollout.ended_at),
+        "traffic": kept.traffic,
+        "download_bps": kept.download_bps,
+        "upload_bps": kept.upload_bps,
         "summary": asdict(rollout.summary()),
     }
     if nodes:

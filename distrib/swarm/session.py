@@ -43,6 +43,15 @@ LIFT_BAN_S = 2.0
 """libtorrent bans for good; but who sent a bad block may have been a job that shares the address of
 an agent as good as any."""
 
+_CONNECTS_AS_TOLD: dict[str, str | int | bool] = {
+    # libtorrent dials by itself whom it knows: who was left would be back after a second, and a
+    # chain would become a mesh. Who fetches dials again in time (agent/pull/machine.py).
+    "min_reconnect_time": 60,
+    "seeding_outgoing_connections": False,
+    # A node that fetches stripes has two sessions on its address, and may ask both from one peer.
+    "allow_multiple_connections_per_ip": True,
+}
+
 _ORDINARY = 4
 """libtorrent's priority of a piece that nobody said anything about."""
 
@@ -65,12 +74,13 @@ class SwarmSession:
 
     def __init__(self, profile: dict[str, str | int | bool], *, backend: Backend) -> None:
         self.backend = backend
-        self._profile = profile
+        self._profile = profile | _CONNECTS_AS_TOLD
         self._session: lt.session | None = None
         self._transfers: dict[str, Transfer] = {}
         self._removals: dict[str, asyncio.Event] = {}
         self._listening: asyncio.Future[int] | None = None
         self._classes: dict[Tier, int] = {}
+        self._tier_limits: dict[Tier, tuple[int, int]] = {}
         self._zones: Zones | None = None
         self._banned: set[str] = set()
 
@@ -124,8 +134,9 @@ class SwarmSession:
 
         ``source`` is a bencoded info dictionary, or a torrent file with piece layers. ``have``
         are the pieces that are known to be on disk (none: a fresh volume, nothing is hashed
-        first); ``seed`` trusts all of it. ``unwanted`` pieces are not asked for. ``peers``, addresses
-        and ports, are connected to at once; with ``Transfer.connect`` it takes up to a second.
+        first); ``seed`` trusts all of it. ``unwanted`` pieces are not asked for. ``peers``,
+        addresses and ports, are connected to at once; with ``Transfer.connect`` it takes up to a
+        second.
         """
         if info.infohash in self._transfers:
             raise NodeError(f"torrent {info.infohash[:12]} is open already", hint="a bug")
@@ -158,6 +169,11 @@ class SwarmSession:
         return transfer
 
     @property
+    def is_running(self) -> bool:
+        """Whether it listens, or is about to."""
+        return self._session is not None
+
+    @property
     def transfers(self) -> list[Transfer]:
         """The torrents that are open."""
         return list(self._transfers.values())
@@ -172,6 +188,9 @@ class SwarmSession:
 
     def limit_tier(self, tier: Tier, *, download_bps: int, upload_bps: int) -> None:
         """Cap what this session exchanges with all peers of a tier, bytes per second; 0: none."""
+        if self._tier_limits.get(tier, (0, 0)) == (download_bps, upload_bps):
+            return
+        self._tier_limits[tier] = (download_bps, upload_bps)
         limit_class(
             self._open(),
             tier,
@@ -185,11 +204,18 @@ class SwarmSession:
         changed: Any = settings
         self._open().apply_settings(changed)
 
-    def ask_peers(self) -> None:
-        """Have ``samples`` of all transfers with peers brought up to date, soon."""
-        for transfer in self._transfers.values():
-            if transfer.peers:
-                transfer.handle.post_peer_info()
+    async def ask_peers(self) -> None:
+        """Bring ``samples`` of all transfers with peers up to date."""
+        await self._sample([one for one in self._transfers.values() if one.peers])
+
+    async def _sample(self, transfers: Sequence[Transfer]) -> None:
+        """libtorrent's alert for this cannot be read from Python: it is asked in a thread."""
+        handles = [transfer.handle for transfer in transfers]
+        for transfer, peers in zip(
+            transfers, await asyncio.to_thread(_peers_of, handles), strict=True
+        ):
+            if self._transfers.get(transfer.infohash) is transfer:
+                transfer.on_event(PeersSampled(peers))
 
     async def remove(self, transfer: Transfer) -> None:
         """Close a torrent; its files stay. Returns once libtorrent has let go of them."""
@@ -230,9 +256,7 @@ class SwarmSession:
         while True:
             await asyncio.sleep(STATUS_INTERVAL_S)
             self._open().post_torrent_updates(0)
-            for transfer in self._transfers.values():
-                if transfer.is_moving:
-                    transfer.handle.post_peer_info()
+            await self._sample([one for one in self._transfers.values() if one.is_moving])
 
     def _woken(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -295,8 +319,6 @@ class SwarmSession:
         if transfer is None:
             return
         match alert:
-            case lt.peer_info_alert():
-                transfer.on_event(PeersSampled(_samples(alert.peer_info)))
             case lt.cache_flushed_alert():
                 transfer.on_flushed()
             case lt.save_resume_data_alert():
@@ -310,6 +332,17 @@ class SwarmSession:
                 make = _EVENTS.get(type(alert))
                 if make is not None:
                     transfer.on_event(make(alert))
+
+
+def _peers_of(handles: Sequence[lt.torrent_handle]) -> list[tuple[PeerSample, ...]]:
+    found = []
+    for handle in handles:
+        try:
+            found.append(_samples(handle.get_peer_info()))
+        except RuntimeError:
+            # Closed meanwhile.
+            found.append(())
+    return found
 
 
 def _samples(peers: Iterable[Any]) -> tuple[PeerSample, ...]:

@@ -244,7 +244,9 @@ def open_head(
         intake=intake,
     )
     rollouts = Rollouts(database)
-    services = Services(database=database, catalogue=catalogue, rollouts=rollouts, clock=clock)
+    services = Services(
+        database=database, catalogue=catalogue, rollouts=rollouts, farm=None, clock=clock
+    )
     return Head(state_dir, pki, clock, database, catalogue, rollouts, services, published)
 
 

@@ -61,7 +61,11 @@ def open_site(
         fetcher=fetcher or Fetcher(limit_s=FETCH_S),
     )
     services = Services(
-        database=database, catalogue=catalogue, rollouts=Rollouts(database), clock=clock
+        database=database,
+        catalogue=catalogue,
+        rollouts=Rollouts(database),
+        farm=None,
+        clock=clock,
     )
     demo = Demo(site=authority, experiment=authority, issued=())
     return Head(
