@@ -6,25 +6,36 @@ from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.lvm import LvmStore
 from agent.cache.store import Store
+from agent.pull.stripes import second_of
 from agent.settings import AgentSettings
 from distrib.errors import ConfigInvalid
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
 
 
-def sessions_of(settings: AgentSettings) -> dict[Backend, SwarmSession]:
-    """One session for each kind of volume that the settings name, not running yet."""
+def sessions_of(settings: AgentSettings) -> dict[str, SwarmSession]:
+    """Two sessions, one for each stripe, for each kind of volume that the settings name, not
+    running yet."""
     swarm = settings.swarm
-    ports: dict[Backend, int] = {"pread": swarm.port}
+    kinds: list[tuple[Backend, int, int]] = [("pread", swarm.port, swarm.stripe_port)]
     if settings.cache.devices or settings.cache.lvm.vg:
-        ports["posix"] = swarm.device_port
+        kinds.append(("posix", swarm.device_port, swarm.device_stripe_port))
     return {
-        backend: SwarmSession(
+        key: SwarmSession(
             lan_profile(address=swarm.address, port=port, link=Link(swarm.link_bps)),
             backend=backend,
         )
-        for backend, port in ports.items()
+        for backend, first, second in kinds
+        for key, port in ((backend, first), (second_of(backend), second))
     }
+
+
+def stripe_ports_of(settings: AgentSettings) -> tuple[int, int]:
+    """Where images of the default store are served, by stripe."""
+    swarm = settings.swarm
+    if settings.cache.store == "file":
+        return swarm.port, swarm.stripe_port
+    return swarm.device_port, swarm.device_stripe_port
 
 
 def stores_of(settings: AgentSettings) -> list[Store]:

@@ -15,7 +15,7 @@ from agent.cache.cache import Cache
 from agent.cache.holders import current_boot_id
 from agent.cache.leases import Lease
 from agent.collecting import Collector
-from agent.configured import sessions_of, stores_of
+from agent.configured import sessions_of, stores_of, stripe_ports_of
 from agent.damage import Damage
 from agent.giving import Giving
 from agent.inbox import Inbox
@@ -114,7 +114,7 @@ class Agent:
             cache=self._cache,
             authority=self._authority,
             puller=lambda: self._puller,
-            swarm_port=self._swarm_port,
+            stripe_ports=stripe_ports_of(settings),
             clock=utc_now,
         )
         self._traffic = HostTraffic(
@@ -303,12 +303,6 @@ class Agent:
         )
 
     # -- the agent's own ------------------------------------------------------------------------
-
-    @property
-    def _swarm_port(self) -> int:
-        """Where the images of the default store are served."""
-        swarm = self._settings.swarm
-        return swarm.port if self._settings.cache.store == "file" else swarm.device_port
 
     async def _reap(self) -> None:
         """End leases with their holders, and what a crash left of launches."""

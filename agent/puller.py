@@ -20,9 +20,9 @@ from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.memory import give_back
 from agent.pull.pulling import Plan
 from agent.pull.running import PullParts, RunningPull
+from agent.seeding import Seeding
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
 from distrib.errors import Conflict, DistribError, NoSpace, NotReady, TorrentMismatch
-from distrib.swarm.transfer import Transfer
 from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class Puller:
         clock: Callable[[], datetime],
     ) -> None:
         self.pulls: dict[str, RunningPull] = {}
-        self.seeding: dict[str, Transfer] = {}
+        self.seeding = Seeding(parts.sessions)
         self.waiting: dict[str, Waiting] = {}
         self._parts = parts
         self._authority = authority
@@ -140,9 +140,7 @@ class Puller:
 
     async def let_go(self, infohash: str) -> None:
         """Stop serving a volume, so that it can be repaired or evicted."""
-        transfer = self.seeding.pop(infohash, None)
-        if transfer is not None:
-            await self._remove(transfer)
+        await self.seeding.close(infohash)
 
     # -- one look -------------------------------------------------------------------------------
 
@@ -257,7 +255,7 @@ class Puller:
 
     async def _let_evicted_go(self) -> None:
         """Making room may have evicted what is still served: close it, so that the disk has it."""
-        for infohash in list(self.seeding):
+        for infohash in self.seeding:
             if await asyncio.to_thread(self._parts.cache.record, infohash) is None:
                 await self.let_go(infohash)
 
@@ -294,7 +292,7 @@ class Puller:
         try:
             transfer = await pull.run()
             if transfer is not None:
-                self.seeding[infohash] = transfer
+                self.seeding.take(infohash, transfer)
         except (Conflict, NotReady) as error:
             # Evicted or revoked under its feet: the record says which.
             log.info("pull-overtaken", image=pull.image.ref, why=error.message)
@@ -321,6 +319,7 @@ class Puller:
             log.warning("not-recorded", infohash=infohash, code=error.code, why=error.message)
 
     async def _seed_all(self) -> None:
+        await self.seeding.look()
         for holding in (await asyncio.to_thread(self._parts.cache.snapshot)).holdings:
             record = holding.record
             image = self._authority.entry(record.identifier, record.version, record.infohash)
@@ -341,11 +340,13 @@ class Puller:
             return
         volume = await asyncio.to_thread(self._parts.cache.volume, record.infohash)
         info, torrent = known
-        # On the port where it was served while it came.
-        session = self._parts.sessions["posix" if volume.block else "pread"]
-        transfer = session.add(info, torrent, volume.path.parent, seed=True)
-        transfer.limit(download_bps=0, upload_bps=self._own_caps.upload_bps)
-        self.seeding[record.infohash] = transfer
+        self.seeding.open(
+            info,
+            torrent,
+            volume.path.parent,
+            "posix" if volume.block else "pread",
+            upload_bps=self._own_caps.upload_bps,
+        )
 
     # -- details --------------------------------------------------------------------------------
 
@@ -375,22 +376,17 @@ class Puller:
         left_s = (wanted.deadline - self._clock()).total_seconds()
         return asyncio.get_running_loop().time() + left_s
 
-    async def _remove(self, transfer: Transfer) -> None:
-        for session in self._parts.sessions.values():
-            await session.remove(transfer)
-
     async def _end_all(self) -> None:
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
-        for transfer in self.seeding.values():
-            await self._remove(transfer)
+        await self.seeding.close_all()
 
 
 def _plan(wanted: DesiredImage) -> Plan:
-    return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours)
+    return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours, wanted.stripes)
 
 
 def _stricter(one_bps: int, other_bps: int) -> int:

@@ -54,7 +54,7 @@ class Reporter:
         cache: Cache,
         authority: Authority,
         puller: Callable[[], Puller],
-        swarm_port: int,
+        stripe_ports: tuple[int, int],
         clock: Callable[[], datetime],
     ) -> None:
         self._node = node
@@ -63,7 +63,7 @@ class Reporter:
         self._cache = cache
         self._authority = authority
         self._puller = puller
-        self._swarm_port = swarm_port
+        self._stripe_ports = stripe_ports
         self._clock = clock
         self._changed = asyncio.Event()
         self._hello_due = False
@@ -114,7 +114,8 @@ class Reporter:
                     online=True,
                     agent_version=product_version(),
                     boot_id=self._boot_id,
-                    swarm_port=self._swarm_port,
+                    swarm_port=self._stripe_ports[0],
+                    stripe_ports=self._stripe_ports,
                     cache_bytes=report.capacity_bytes,
                     cache_used_bytes=report.used_bytes,
                     sent_at=self._clock(),

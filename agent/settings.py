@@ -104,6 +104,10 @@ class SwarmSettings(Section):
     address: str = Field("0.0.0.0", description="address to listen on and connect from")  # noqa: S104
     port: int = Field(6881, ge=1, le=65535, description="TCP port of the file store's session")
     device_port: int = Field(6882, ge=1, le=65535, description="the same for block devices")
+    stripe_port: int = Field(
+        6883, ge=1, le=65535, description="TCP port for every second piece, where trees are planned"
+    )
+    device_stripe_port: int = Field(6884, ge=1, le=65535, description="the same for block devices")
     link_bps: int = Field(
         125_000_000, gt=0, description="rate of the node's link, bytes per second: sizes buffers"
     )

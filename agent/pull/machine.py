@@ -278,14 +278,17 @@ def _next(state: Pulling, now_s: float) -> Step:
             state, stage=Stage.EVERYBODY, current=state.known, asked=state.known, bad=frozenset()
         )
         return state, (Ask(state.known),)
+    asked = each_once((*state.plan.parents, peer))
+    spare = tuple(other for other in state.asked if other not in asked)
     state = replace(
         state,
         stage=Stage.FALLBACKS,
         current=(peer,),
-        asked=each_once((*state.plan.parents, peer)),
+        asked=asked,
         tried=each_once((*state.tried, peer)),
     )
-    return _probed(state, peer, now_s), (Ask((peer,)), Probe(peer))
+    left: tuple[Effect, ...] = (Leave(spare),) if spare else ()
+    return _probed(state, peer, now_s), (*left, Ask((peer,)), Probe(peer))
 
 
 def _candidate(state: Pulling) -> Peer | None:

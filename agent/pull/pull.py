@@ -17,10 +17,10 @@ from agent.finishing import to_the_end
 from agent.pull.digest import PrefixDigest
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.source import Source
+from agent.pull.stripes import Store
 from distrib.errors import DigestMismatch, DistribError, StorageFailed, TorrentMismatch
 from distrib.swarm.pieces import torrent_from_volume
 from distrib.swarm.torrent import TorrentInfo
-from distrib.swarm.transfer import Transfer
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Pull:
 
     def __init__(
         self,
-        transfer: Transfer,
+        transfer: Store,
         target: WriteTarget,
         *,
         sha512: str,

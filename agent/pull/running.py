@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -23,6 +24,15 @@ from agent.pull.previous import PreviousVersions
 from agent.pull.pull import Pull
 from agent.pull.pulling import ParentLost, Plan
 from agent.pull.resume import Resume, ResumeFiles
+from agent.pull.source import Source
+from agent.pull.stripes import (
+    STRIPES,
+    Store,
+    Striped,
+    close,
+    second_of,
+    unwanted_of,
+)
 from agent.pull.swarm import SwarmSource
 from agent.pull.torrents import TorrentFiles
 from distrib.bus.messages import Caps, NodeReason, Peer, State
@@ -34,9 +44,8 @@ from distrib.errors import (
     TimedOut,
 )
 from distrib.swarm.pieces import check_volume
-from distrib.swarm.session import Backend, SwarmSession
+from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import TorrentInfo
-from distrib.swarm.transfer import Transfer
 from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
@@ -51,16 +60,18 @@ _REASONS: tuple[tuple[type[DistribError], NodeReason], ...] = (
 
 @dataclass(frozen=True)
 class PullParts:
-    """What every pull of a node uses. ``sessions`` by libtorrent backend; ``on_damaged`` hears of
-    volumes that turned out bad."""
+    """What every pull of a node uses. ``sessions`` by libtorrent backend, those for the second
+    stripe by backend and ``-2``; ``on_damaged`` hears of volumes that turned out bad, ``changed``
+    when a pull stalls or goes on."""
 
     cache: Cache
-    sessions: Mapping[Backend, SwarmSession]
+    sessions: Mapping[str, SwarmSession]
     torrents: TorrentFiles
     resume: ResumeFiles
     previous: PreviousVersions
     on_parent_lost: Callable[[str, ParentLost], None]
     on_damaged: Callable[[str], Awaitable[None]]
+    changed: Callable[[], None] = lambda: None
 
 
 class RunningPull:
@@ -80,7 +91,7 @@ class RunningPull:
     ) -> None:
         """``children`` fetch from this node."""
         self.image = image
-        self.transfer: Transfer | None = None
+        self.transfer: Store | None = None
         self.pull: Pull | None = None
         self._info = info
         self._raw_info = raw_info
@@ -89,13 +100,26 @@ class RunningPull:
         self._children = children
         self._caps = caps
         self._deadline_s = deadline_s
-        self._source: SwarmSource | None = None
+        self._swarm: tuple[SwarmSource, ...] = ()
+        self._striped = False
+        self._second: SwarmSession | None = None
+        self._reshape = asyncio.Event()
         self._counted = (0, 0, 0)
 
     @property
     def reason(self) -> NodeReason | None:
-        """Why pieces do not come, while they do not."""
-        return self._source.reason if self._source else None
+        """Why pieces do not come, while they do not: of all stripes, or of the one that stands."""
+        return self._standing[0]
+
+    @property
+    def text(self) -> str:
+        """The same in words."""
+        return self._standing[1]
+
+    @property
+    def _standing(self) -> tuple[NodeReason | None, str]:
+        found = [(one.reason, one.text) for one in self._swarm if one.reason is not None]
+        return found[0] if found else (None, "")
 
     def follow_plan(self, plan: Plan) -> None:
         """Fetch by another plan; caps and deadline stay."""
@@ -104,13 +128,15 @@ class RunningPull:
     def follow(self, plan: Plan, caps: Caps, deadline_s: float | None) -> None:
         """Fetch by another plan, within other caps, until another deadline from now on."""
         self._plan, self._deadline_s = plan, deadline_s
-        if self._source is not None:
-            self._source.follow(plan, deadline_s=deadline_s)
+        if plan.stripes == STRIPES and not self._striped and self._second is not None:
+            self._reshape.set()
+        for stripe, source in enumerate(self._swarm):
+            source.follow(plan.of_stripe(stripe) if self._striped else plan, deadline_s=deadline_s)
         if caps != self._caps:
             self._caps = caps
             self._limit()
 
-    async def run(self) -> Transfer | None:
+    async def run(self) -> Store | None:
         """Pull to ``ready`` and return the transfer, which seeds on; None when it failed."""
         try:
             ready = await self._run()
@@ -184,7 +210,7 @@ class RunningPull:
         if head_start is None:
             return resumed, ()
         with head_start.hold:
-            pull, source = await self._open(target, resumed, unwanted=head_start.pieces)
+            pull, sources = await self._open(target, resumed, unwanted=head_start.pieces)
             copying = Copying(
                 self._info,
                 head_start.runs,
@@ -193,7 +219,7 @@ class RunningPull:
                 on_copied=pull.on_copied,
                 disk=self._parts.previous.disk,
             )
-            await pull.fetch([source, copying])
+            await pull.fetch([*sources, copying])
             await pull.checkpoint()
             resumed = pull.noted()
             await self._close()
@@ -201,9 +227,15 @@ class RunningPull:
 
     async def _fetch(self, target: WriteTarget, resumed: Resume | None) -> None:
         """Fetch all that is missing."""
-        pull, source = await self._open(target, resumed)
-        await pull.fetch([source])
-        self._source = None
+        pull, sources = await self._open(target, resumed)
+        while not await self._fetched(pull, sources):
+            # In two torrents from now on, from where this one came to.
+            log.info("pull-in-stripes", image=self.image.ref)
+            await pull.checkpoint()
+            resumed = pull.noted()
+            await self._close()
+            pull, sources = await self._open(target, resumed)
+        self._swarm = ()
         counts = (pull.fetched_bytes, pull.wasted_bytes, pull.copied_bytes)
         fetched, wasted, copied = (
             now - before for now, before in zip(counts, self._counted, strict=True)
@@ -217,36 +249,72 @@ class RunningPull:
             copied_bytes=copied,
         )
 
+    async def _fetched(self, pull: Pull, sources: Sequence[Source]) -> bool:
+        """Whether nothing is missing; False when it is to be fetched in stripes from now on."""
+        fetching = asyncio.create_task(pull.fetch(sources), name=f"fetch {self.image.ref}")
+        reshaping = asyncio.create_task(self._reshape.wait(), name=f"reshape {self.image.ref}")
+        try:
+            await asyncio.wait({fetching, reshaping}, return_when=asyncio.FIRST_COMPLETED)
+            if fetching.done():
+                fetching.result()
+                return True
+            return False
+        finally:
+            for task in (fetching, reshaping):
+                task.cancel()
+            await to_the_end(_ended(fetching, reshaping))
+
     async def _open(
         self, target: WriteTarget, resumed: Resume | None, *, unwanted: Sequence[int] = ()
-    ) -> tuple[Pull, SwarmSource]:
+    ) -> tuple[Pull, tuple[SwarmSource, ...]]:
         infohash = self.image.infohash
-        session = self._parts.sessions[target.backend]
+        sessions = [self._parts.sessions[target.backend]]
+        self._second = self._parts.sessions.get(second_of(target.backend))
+        if self._plan.stripes == STRIPES and self._second is not None:
+            sessions.append(self._second)
+        self._striped = len(sessions) == STRIPES
+        self._reshape.clear()
         known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
-        self.transfer = session.add(
-            self._info,
-            known[1] if known else self._raw_info,
-            target.directory,
-            have=resumed.have if resumed else None,
-            unwanted=unwanted,
-            peers=self._first_peers,
-        )
+        have = resumed.have if resumed else None
+        plans = [self._plan]
+        if self._striped:
+            plans = [self._plan.of_stripe(stripe) for stripe in range(STRIPES)]
+        transfers = []
+        for stripe, session in enumerate(sessions):
+            missing = unwanted
+            if self._striped:
+                missing = unwanted_of(stripe, self._info.pieces, have, unwanted)
+            transfers.append(
+                session.add(
+                    self._info,
+                    known[1] if known else self._raw_info,
+                    target.directory,
+                    have=have,
+                    unwanted=missing,
+                    peers=self._first_peers(plans[stripe]),
+                )
+            )
+        self.transfer = store = Striped(transfers) if self._striped else transfers[0]
         self._limit()
         self.pull = Pull(
-            self.transfer,
+            store,
             target,
             sha512=self.image.sha512,
             raw_info=self._raw_info,
             resume_files=self._parts.resume,
             resumed=resumed,
         )
-        self._source = SwarmSource(
-            self.transfer,
-            self._plan,
-            deadline_s=self._deadline_s,
-            on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
+        self._swarm = tuple(
+            SwarmSource(
+                transfer,
+                plan,
+                deadline_s=self._deadline_s,
+                on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
+                changed=self._parts.changed,
+            )
+            for transfer, plan in zip(transfers, plans, strict=True)
         )
-        return self.pull, self._source
+        return self.pull, self._swarm
 
     async def _conclude(self, target: WriteTarget, copied: tuple[Run, ...]) -> None:
         """Have SHA-512 checked. Copies that are bad are found by their hashes and fetched."""
@@ -302,11 +370,10 @@ class RunningPull:
         log.info("volume-checked", infohash=self.image.infohash, good=sum(have), of=len(have))
         return Resume(have)
 
-    @property
-    def _first_peers(self) -> list[tuple[str, int]]:
+    def _first_peers(self, plan: Plan) -> list[tuple[str, int]]:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and
         would come again only after a second."""
-        peers = (*self._plan.parents, *self._children)
+        peers = (*plan.parents, *self._children)
         return [(peer.address, peer.port) for peer in peers]
 
     def _limit(self) -> None:
@@ -316,8 +383,11 @@ class RunningPull:
             )
 
     async def _close(self) -> None:
-        self._source = None
-        transfer, self.transfer = self.transfer, None
-        if transfer is not None:
-            for session in self._parts.sessions.values():
-                await session.remove(transfer)
+        self._swarm = ()
+        store, self.transfer = self.transfer, None
+        if store is not None:
+            await close(store, self._parts.sessions)
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,13 @@ class Node:
             },
             "cache": {"directory": str(self.directory / "cache"), "capacity_bytes": 1 << 30}
             | settings.get("cache", {}),
-            "swarm": {"address": host.address, "port": SWARM_PORT, "device_port": SWARM_PORT + 1}
+            "swarm": {
+                "address": host.address,
+                "port": SWARM_PORT,
+                "device_port": SWARM_PORT + 1,
+                "stripe_port": SWARM_PORT + 2,
+                "device_stripe_port": SWARM_PORT + 3,
+            }
             | settings.get("swarm", {}),
             "trust": {"ca_directory": str(farm.pki / "site" / "trust")} | settings.get("trust", {}),
             "launch": settings.get("launch", {}),
@@ -196,7 +202,21 @@ class Farm:
         return node
 
     def endorse(self, file: Path, *, alias: str, identifier: str | None = None) -> Image:
-        """Sign a list of one image as the experiment does, and authorise the endorser here."""
+        """Sign a list of all images so far and this one, and authorise the endorser here."""
+        image = self._named(file, alias, identifier)
+        return self._signed([image])[0]
+
+    def endorse_many(self, count: int, size_bytes: int) -> list[Image]:
+        """New images of random bytes, in one list; none of them is taken in."""
+        images = []
+        for number in range(count):
+            file = self.directory / f"many{number}.raw"
+            file.write_bytes(os.urandom(size_bytes))
+            images.append(self._named(file, file.stem, None))
+        return self._signed(images)
+
+    def _named(self, file: Path, alias: str, identifier: str | None) -> Image:
+        """The next version, as an entry of the list that is signed next."""
         self._versions += 1
         identifier = identifier or str(uuid.uuid4())
         version = f"1.0.{self._versions}"
@@ -219,6 +239,9 @@ class Farm:
             one for one in self._endorsed if one["hv:image"]["dc:identifier"] != identifier
         ]
         self._endorsed.append({"hv:image": entry})
+        return Image(file, file, identifier, version, alias)
+
+    def _signed(self, images: list[Image]) -> list[Image]:
         plain = self.directory / f"list-{self._versions}.json"
         signed = plain.with_suffix(".smime")
         plain.write_text(json.dumps({"hv:imagelist": self._image_list()}), "utf-8")
@@ -230,7 +253,7 @@ class Farm:
             certificate = x509.load_pem_x509_certificate(Path(f"{endorser}.pem").read_bytes())
             dn, ca = slash_form(certificate.subject), slash_form(certificate.issuer)
             self.distrib("endorser", "add", f"--dn={dn}", f"--ca={ca}")
-        return Image(file, signed, identifier, version, alias)
+        return [replace(image, signed_list=signed) for image in images]
 
     def approve(self, image: Image) -> dict[str, Any]:
         """``distrib image add``."""

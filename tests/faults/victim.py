@@ -151,7 +151,8 @@ class Victim:
             "cache": {"directory": str(self.cache), **cache},
             # So slow a link that a copy of an older version is always worth while.
             "swarm": {
-                "address": address, "port": port, "device_port": port + 1, "link_bps": 4 << 20,
+                "address": address, "port": port, "device_port": port + 1,
+                "stripe_port": port + 2, "link_bps": 4 << 20,
             },
             "trust": {"ca_directory": str(site.authority.trust_directory)},
         }  # fmt: skip
