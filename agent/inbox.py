@@ -10,8 +10,7 @@ import structlog
 
 from agent.authority import Authority
 from agent.puller import Puller
-from distrib.bus.messages import EndUses
-from distrib.bus.messages import Orders
+from distrib.bus.messages import EndUses, Orders
 from distrib.bus.mqtt import Bus
 from distrib.bus.topics import Topics
 from distrib.errors import DistribError
