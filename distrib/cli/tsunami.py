@@ -236,7 +236,7 @@ def _print(push: Push, seconds: float, *, as_json: bool) -> None:
                 "hosts": [_row(push, outcome) for outcome in outcomes],
                 "set_aside": [
                     {"host": host, "reason": reason}
-                    for host, reason in push.schedule.set_aside.items()
+                    for host, reason in push.schedule.were_set_aside.items()
                 ],
             }
         )
@@ -254,7 +254,7 @@ def _print(push: Push, seconds: float, *, as_json: bool) -> None:
         ],
         empty="no hosts",
     )
-    for host, reason in push.schedule.set_aside.items():
+    for host, reason in push.schedule.were_set_aside.items():
         print_line(f"{host} was set aside as a source: {reason}")
     done = sum(one.state == "done" for one in outcomes)
     print_line(f"{done} of {len(outcomes)} hosts have {push.job.to}, in {seconds:.1f} s")

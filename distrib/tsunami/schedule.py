@@ -42,6 +42,7 @@ class Schedule:
     def __init__(self, pieces: int, *, seed: int = 0) -> None:
         self.pieces = pieces
         self.set_aside: dict[str, str] = {}
+        self.were_set_aside: dict[str, str] = {}
         self.given_up: dict[str, str] = {}
         self._all = (1 << pieces) - 1
         self._random = Random(seed)  # noqa: S311 - chance, not secrets
@@ -178,7 +179,8 @@ class Schedule:
         if aside_s and not source.aside:
             source.aside = True
             sent = "sent wrong bytes" if fault is Fault.WRONG else "did not deliver"
-            self.set_aside[source.name] = f"{sent} of piece {order.piece}" + (why and f": {why}")
+            told = f"{sent}: piece {order.piece} at {target.name}" + (why and f": {why}")
+            self.set_aside[source.name] = self.were_set_aside[source.name] = told
             heapq.heappush(self._timers, (now_s + aside_s, 2, source.name, ""))
         if self._trouble.is_hopeless(target.name, sources=len(self._hosts) - 1):
             self.give_up(target.name, why or f"{fault.value} time and again")

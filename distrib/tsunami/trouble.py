@@ -1,7 +1,8 @@
 """Who is to blame when a chunk does not arrive: sources set aside, pairs parted, targets given up.
 
-A source is set aside once two targets had wrong bytes from it, or three failures in a row at two
-targets; a pair that failed is parted for a while, longer each time. A target that failed eight
+A source is set aside for a minute when a target had wrong bytes from it, unless that target says so
+of others too; for an hour when two say so; for a minute after three failures in a row at two
+targets. A pair that failed is parted for a while, longer each time. A target that failed eight
 times in a row, with at least three sources where there are as many, is given up. The origin is
 never set aside: if what it has is wrong, nothing can be right.
 """
@@ -32,6 +33,7 @@ class Trouble:
 
     def __init__(self) -> None:
         self._wrong: defaultdict[str, set[str]] = defaultdict(set)
+        self._accused_by: defaultdict[str, set[str]] = defaultdict(set)
         self._failing: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._target: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._pairs: Counter[tuple[str, str]] = Counter()
@@ -46,6 +48,7 @@ class Trouble:
         """A chunk did not; for how many seconds the two are kept apart."""
         if fault is Fault.WRONG:
             self._wrong[source].add(target)
+            self._accused_by[target].add(source)
         self._failing[source][target] += 1
         self._target[target][source] += 1
         self._pairs[source, target] += 1
@@ -56,6 +59,8 @@ class Trouble:
         """For how many seconds a source is set aside; 0 while it is not."""
         if len(self._wrong[source]) >= WRONG_LIMIT:
             return ASIDE_WRONG_S
+        if any(len(self._accused_by[target]) == 1 for target in self._wrong[source]):
+            return ASIDE_S
         failing = self._failing[source]
         if failing.total() >= FAILURES_LIMIT and len(failing) > 1:
             return ASIDE_S
