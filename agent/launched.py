@@ -16,13 +16,14 @@ from pathlib import Path
 
 import structlog
 
+from agent.cache import durable
 from agent.cache.holders import alive
 from agent.launch import channel
 from agent.launch.guest import Guest
 from agent.launch.record import LaunchRecord, Outcome, save_outcome, save_record
 from agent.launch.spec import JobResult, JobSpec, RunFiles
 from agent.socket.server import Send
-from distrib.errors import DistribError, LaunchFailed, TimedOut
+from distrib.errors import DiskFull, DistribError, LaunchFailed, StorageFailed, TimedOut
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,14 @@ class Launched:
             return LaunchFailed("the agent ended while the guest was being started")
         except OSError as error:
             await self._destroy()
-            return LaunchFailed(f"a file of the launch: {error}", hint="the node's disk")
+            return _disk_fault(error)
+        except Exception as error:
+            # A bug of ours must not leave a guest behind, nor a client without an answer.
+            log.exception("bug", lease=self.record.lease)
+            await self._destroy()
+            return DistribError(
+                f"{type(error).__name__}: {error}", hint="a bug: the agent's log has the traceback"
+            )
         finally:
             watching.cancel()
             self.guest_gone.set()
@@ -183,7 +191,7 @@ class Launched:
         try:
             await asyncio.to_thread(append)
         except OSError as error:
-            raise LaunchFailed(f"{name}: {error.strerror}", hint="the node's disk") from None
+            raise _disk_fault(error) from None
         self._news.set()
         if last:
             arrived.set()
@@ -271,3 +279,11 @@ class Launched:
                     await self._news.wait()
             except TimeoutError:
                 continue
+
+
+def _disk_fault(error: OSError) -> DistribError:
+    if error.errno in durable.NO_ROOM:
+        return DiskFull(
+            f"no room for the files of a launch: {error}", hint="free space below state_dir"
+        )
+    return StorageFailed(f"a file of a launch: {error}", hint="the node's disk and its log")

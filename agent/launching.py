@@ -31,7 +31,7 @@ from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
 from agent.launched import Launched
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller
-from distrib.errors import ConfigInvalid, DistribError, NotFound
+from distrib.errors import ConfigInvalid, Conflict, DistribError, NotFound
 from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,7 @@ class Launcher:
         self._choosing = asyncio.Lock()
         self._run_dir = settings.state_dir / "run"
         self._launched: dict[str, Launched] = {}
+        self._beginning: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = False
         self._consoles = Consoles(
@@ -96,17 +97,19 @@ class Launcher:
             await self._libvirt.close()
 
     async def end_orphans(self, keep: set[str]) -> None:
-        """End guests of this agent whose leases are gone; after a crash, at the start."""
+        """End guests of this agent that no launch is responsible for, or whose lease is not in
+        ``keep``: after a crash, and where libvirt did not answer when a guest was to end."""
         await asyncio.to_thread(self._consoles.expire, self._clock())
-        leftovers = [path for path in self._run_dir.glob("l-*") if path.name not in keep]
-        if not leftovers:
+        launches = self._launched.keys() | self._beginning
+        leftovers = [path for path in self._run_dir.glob("l-*") if path.name not in launches]
+        if not leftovers and self._libvirt is None:
             return
         hypervisor = self._hypervisor()
-        for domain in await hypervisor.orphans(keep=keep):
+        for domain in await hypervisor.orphans(keep=keep & launches):
             log.warning("orphan-ended", domain=domain.name, lease=domain.lease)
             await hypervisor.destroy(domain)
         for path in leftovers:
-            if path.name not in self._launched:
+            if path.name not in self._launched.keys() | self._beginning:
                 await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     # -- what is asked --------------------------------------------------------------------------
@@ -139,8 +142,14 @@ class Launcher:
             limits=spec.limits,
             returns_files="files" in job.inputs,
         )
-        await to_the_end(asyncio.to_thread(self._write, spec, record))
-        launched = self._made(record, spec.files)
+        if lease.lease in self._beginning:
+            raise Conflict(f"a launch is being started in lease {lease.lease}", hint="wait for it")
+        self._beginning.add(lease.lease)
+        try:
+            await to_the_end(asyncio.to_thread(self._write, spec, record))
+            launched = self._made(record, spec.files)
+        finally:
+            self._beginning.discard(lease.lease)
         launched.leaving = self._leaving
         launched.want(job.inputs)
         self._begin(launched, spec)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -23,11 +24,12 @@ from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import Domain, End, Hypervisor, Usage
 from agent.launch.outcome import MAX_RESULT_BYTES, Outcome, console_tail, parse_result
 from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
-from distrib.errors import DistribError, LaunchFailed, LimitReached
+from distrib.errors import DiskFull, DistribError, LaunchFailed, LimitReached
 
 log = structlog.get_logger(__name__)
 
 _CONSOLE_TAIL_BYTES = 16 << 10
+_LEAST_FREE_BYTES = 4 << 20
 
 TO_THE_JOB = {
     signal.SIGTERM: "TERM",
@@ -189,6 +191,13 @@ class Guest:
         if files.console.stat().st_size > limits.console_bytes:
             return self._failed(
                 f"the guest wrote more than {limits.console_bytes} bytes to its console"
+            )
+        if shutil.disk_usage(files.directory).free < _LEAST_FREE_BYTES:
+            # QEMU drops what it cannot append: a job must not seem to have said less than it did.
+            return DiskFull(
+                "the node has no room left for what the guest writes",
+                hint="free space below the agent's state_dir",
+                path=str(files.directory),
             )
         for path, most in (
             (files.stdout, limits.output_bytes),

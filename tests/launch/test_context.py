@@ -11,7 +11,15 @@ from pathlib import Path
 import pycdlib
 import pytest
 
-from agent.launch.context import LABEL, MAX_FILE_BYTES, JobPart, SitePart, files_of, write_disc
+from agent.launch.context import (
+    LABEL,
+    MAX_FILE_BYTES,
+    JobPart,
+    SitePart,
+    files_of,
+    opennebula_files_of,
+    write_disc,
+)
 from agent.launch.runner import RUNNER
 from distrib.errors import ConfigInvalid, OperatorError
 
@@ -72,6 +80,42 @@ def test_the_sites_user_data_comes_before_the_job() -> None:
     assert second.get_payload().strip() == RUNNER.strip()
 
 
+def test_an_opennebula_guest_finds_the_runner_on_a_disc_of_its_own(tmp_path: Path) -> None:
+    site = SitePart({"context.sh": b"SITE=cc"})
+    write_disc(tmp_path / "one.iso", opennebula_files_of(site, JOB), label="CONTEXT")
+    label, files, _ = _read(tmp_path / "one.iso")
+    assert (label, set(files)) == ("CONTEXT", {"context.sh"})
+    # As its scripts do: sourced, decoded, run.
+    (tmp_path / "context.sh").write_bytes(files["context.sh"])
+    said = subprocess.run(
+        ["sh", "-c", '. "$1"; echo "$SITE"; printf %s "$START_SCRIPT_BASE64" | base64 -d', "sh",
+         tmp_path / "context.sh"],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert said.stdout.decode() == "cc\n" + RUNNER
+
+
+def test_inputs_are_on_the_disc_under_their_names(tmp_path: Path) -> None:
+    given = {"stdin": tmp_path / "a", "files": tmp_path / "b"}
+    data = {"stdin": os.urandom(3 << 20), "files": b""}
+    for name, path in given.items():
+        path.write_bytes(data[name])
+    write_disc(tmp_path / "context.iso", files_of(SitePart(), JOB), given=given)
+    _, files, joliet = _read(tmp_path / "context.iso")
+    assert files == joliet
+    assert (files["stdin"], files["files.tar"]) == (data["stdin"], b"")
+
+
+def test_a_hepix_guest_keeps_how_its_prolog_ended_and_runs_the_job_last() -> None:
+    files = files_of(SitePart({"prolog.sh": b"#!/bin/bash\ntrue\n", "epilog.sh": b"echo e\n"}), JOB)
+    assert b"trap" in files["prolog.sh"]
+    assert files["site-epilog.sh"] == b"echo e\n"
+    assert b"runner.sh" in files["epilog.sh"]
+    python = b"#!/usr/bin/python3\n"
+    assert files_of(SitePart({"prolog.sh": python}), JOB)["prolog.sh"] == python
+
+
 def test_the_sites_folder_is_read_without_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "prolog.sh").write_bytes(b"true\n")
     (tmp_path / ".prolog.sh.swp").write_bytes(b"x")
@@ -88,6 +132,10 @@ def test_the_sites_folder_is_read_without_hidden_files(tmp_path: Path) -> None:
         {"../x": b""},
         {"a b": b""},
         {"key.pem": b"-----BEGIN RSA PRIVATE KEY-----\n"},
+        {"key.asc": b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n"},
+        {"host.keytab": b"\5\2"},
+        {"id_ed25519": b"x"},
+        {"site-epilog.sh": b"true\n"},
     ],
 )
 def test_what_does_not_belong_on_a_disc_is_refused(files: dict[str, bytes]) -> None:

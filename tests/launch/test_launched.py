@@ -212,5 +212,72 @@ async def test_a_users_own_image_has_no_site_part_and_no_bridge(agent: Agent) ->
     assert (status, out) == (0, b"at cc\n"), "the site's word is the last"
 
 
+@pytest.fixture
+async def deaf(
+    world: World, guest_image: Path, hypervisor: object
+) -> AsyncIterator[tuple[Agent, asyncio.Event]]:
+    """An agent whose libvirt accepts connections and never answers."""
+    never = asyncio.Event()
+
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await never.wait()
+        writer.close()
+
+    with tempfile.TemporaryDirectory(prefix="distrib-ag-") as directory:
+        server = await asyncio.start_unix_server(silent, Path(directory) / "libvirt-sock")
+        uri = f"qemu:///system?socket={directory}/libvirt-sock"
+        settings = {"launch.libvirt_uri": uri, "launch.libvirt_limit_s": "1"}
+        one = Agent(Path(directory), world, guest_image, settings)
+        await one.start()
+        yield one, never
+        never.set()
+        await one.stop()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_hanging_libvirt_is_one_error_in_time_and_a_fault_of_the_node(
+    deaf: tuple[Agent, asyncio.Event],
+) -> None:
+    agent, _ = deaf
+    image = agent.image.identifier
+    async with asyncio.timeout(20):
+        status, _, err = await agent.run(
+            "launch", "--node-fault", "99", image, "-", script="true\n"
+        )
+        assert status == 99
+        assert b"libvirt did not answer within 1 s" in err
+        assert len(err.splitlines()) == 1
+        await agent.nothing_left()
+
+
+@pytest.mark.root
+async def test_a_full_disk_of_the_node_ends_the_job_and_says_so(
+    agent: Agent, tmp_path: Path
+) -> None:
+    """What QEMU cannot append is lost: a job must not seem to have said less than it did."""
+    run = agent.root / "state" / "run"
+    run.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(run)]
+    process = await asyncio.create_subprocess_exec(*mount)
+    assert await process.wait() == 0
+    try:
+        # libvirtd's mount namespace was made before: it sees the directory through our own.
+        agent.launcher._run_dir = Path(f"/proc/{os.getpid()}/root{run}")
+        account = tmp_path / "acct"
+        status, out, _ = await agent.run(
+            *("launch", "--accounting", str(account), "--node-fault", "99"),
+            *(agent.image.identifier, "-"),
+            script="dd if=/dev/zero bs=64k count=400 2>/dev/null; echo written; sleep 60\n",
+        )
+        assert status == 99
+        assert b"written" not in out
+        assert outcome(account)["error"]["code"] == "no-space"
+        await agent.nothing_left()
+    finally:
+        process = await asyncio.create_subprocess_exec("umount", str(run))
+        assert await process.wait() == 0
+
+
 def _me() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name

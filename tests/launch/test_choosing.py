@@ -1,0 +1,75 @@
+"""What a job gets of what it asks for: by image, by site, by request."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
+from agent.launch.domain import Nic
+from agent.settings import HardwareSettings, LaunchSettings
+from distrib.errors import Forbidden
+from tests.trust.conftest import World, world
+
+__all__ = ["world"]
+
+JOB = Job(script=b"true\n")
+OLD = HardwareSettings(bus="ide", nic="e1000", opennebula=True)
+
+
+def test_an_image_without_virtio_gets_what_it_can_drive(world: World) -> None:
+    image = replace(world.site_image(), aliases=("old",))
+    settings = LaunchSettings(
+        hardware=HardwareSettings(cpu="host-model"),
+        images={"old": OLD, image.identifier: HardwareSettings(machine="pc", bus="sata")},
+        default_network="private",
+    )
+    machine = machine_for(JOB, image, settings)
+    assert machine.hardware.bus == "sata", "the UUID before the alias"
+    assert (machine.hardware.cpu, machine.opennebula) == ("host-model", True)
+    assert machine.nic == Nic("network", "default", "e1000")
+    other = machine_for(JOB, world.site_image(), LaunchSettings(images={"old": OLD}))
+    assert (other.hardware.bus, other.nic, other.opennebula) == ("virtio", None, False)
+    asked = machine_for(replace(JOB, bus="virtio-scsi"), image, settings)
+    assert asked.hardware.bus == "virtio-scsi"
+
+
+def test_a_job_asks_within_the_sites_limits(world: World) -> None:
+    settings = LaunchSettings(max_memory_mib=4096, max_vcpus=4, wall_limit_s=100)
+    image = world.site_image()
+    machine = machine_for(replace(JOB, memory_mib=4096, wall_limit_s=1000), image, settings)
+    assert (machine.memory_mib, machine.wall_s) == (4096, 100)
+    for asked in (replace(JOB, memory_mib=4097), replace(JOB, vcpus=5)):
+        with pytest.raises(Forbidden, match="more than a guest may have"):
+            machine_for(asked, image, settings)
+    with pytest.raises(Forbidden, match="network public"):
+        machine_for(replace(JOB, network="public"), image, settings)
+
+
+def test_a_users_own_image_never_comes_to_the_bridge(world: World) -> None:
+    settings = LaunchSettings(networks=("private", "public"), default_network="public")
+    image = world.site_image()
+    own = replace(image, audience=("alice",))
+    assert machine_for(JOB, image, settings).nic == Nic("bridge", "br0")
+    assert machine_for(JOB, own, settings).nic == Nic("network", "default")
+    with pytest.raises(Forbidden, match="not approved for all"):
+        machine_for(replace(JOB, network="public"), own, settings)
+    assert gets_site_part(image)
+    assert not gets_site_part(own)
+
+
+def test_only_a_users_own_directory_below_the_sites_roots_is_shared(tmp_path: Path) -> None:
+    roots = (tmp_path / "home",)
+    own, outside = tmp_path / "home" / "own", tmp_path / "outside"
+    for directory in (own, outside):
+        directory.mkdir(parents=True)
+    (tmp_path / "home" / "link").symlink_to(outside)
+    uid = os.geteuid() or 65534
+    os.chown(own, uid, -1)
+    require_shareable(own, uid, roots)
+    for directory, who in ((outside, uid), (roots[0] / "link", uid), (own, uid + 1), (own, 0)):
+        with pytest.raises(Forbidden):
+            require_shareable(directory, who, roots)
