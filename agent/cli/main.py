@@ -35,6 +35,7 @@ class Commands(LazyGroup):
         ),
         "doctor": Lazy("agent.cli.doctor", "doctor", "What is wrong here, and what to run."),
         "gc": Lazy("agent.cli.upkeep", "gc", "Remove all that nobody needs."),
+        "hooks": Lazy("agent.cli.hooks", "hooks", "Set up a batch system: its jobs run in guests."),
     }
 
 

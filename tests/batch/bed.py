@@ -80,8 +80,10 @@ class Bed:
         """A further host, on the bed's network and in everybody's /etc/hosts."""
         number = len(self.hosts) + 2
         keeper = subprocess.Popen(
-            [*self.head.prefix, "unshare", "-m", "-n", "-u", "--propagation=private"]
-            + ["sh", "-c", "echo ready; exec sleep infinity"],
+            [
+                *(*self.head.prefix, "unshare", "-m", "-n", "-u", "--propagation=private"),
+                *("sh", "-c", "echo ready; exec sleep infinity"),
+            ],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
         )
@@ -118,9 +120,11 @@ def bed(directory: Path, *, layers: Sequence[Path], name: str = "head") -> Itera
     ``directory`` is at the same place inside. Needs root."""
     with tempfile.TemporaryDirectory(prefix="distrib-bed-") as work:
         keeper = subprocess.Popen(
-            ["unshare", "-m", "-p", "-f", "-n", "-u", "-i", "--kill-child"]
-            + ["--propagation=private", str(HERE / "boot")]
-            + [work, str(directory), *map(str, layers)],
+            [
+                *("unshare", "-m", "-p", "-f", "-n", "-u", "-i", "--kill-child"),
+                *("--propagation=private", str(HERE / "boot")),
+                *(work, str(directory), *map(str, layers)),
+            ],
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             cwd="/",

@@ -21,10 +21,9 @@ SCHEDULER = {"schedule_interval": "0:0:1", "flush_submit_sec": "1", "flush_finis
 GLOBAL = {
     "load_report_time": "00:00:02",
     "execd_params": "",
-    "reporting_params": "accounting=true reporting=false flush_time=00:00:01 accounting_flush_time=00:00:00 "
-    "joblog=false sharelog=00:00:00",
+    "reporting_params": "accounting=true reporting=false flush_time=00:00:01 "
+    "accounting_flush_time=00:00:00 joblog=false sharelog=00:00:00",
 }
-_LEFT_ALONE = re.compile(r"^(#|$)")
 
 
 @dataclass
@@ -51,8 +50,10 @@ mkdir -p {ROOT}/default/common {SPOOL}/qmaster/job_scripts {SPOOL}/spooldb {SPOO
 install -m 644 /usr/share/gridengine/default-bootstrap {ROOT}/default/common/bootstrap
 echo {master.name} >{ROOT}/default/common/act_qmaster
 chown -R sgeadmin:sgeadmin {ROOT}/default {SPOOL}
-grep -q ^sge_qmaster /etc/services || printf 'sge_qmaster 6444/tcp\\nsge_execd 6445/tcp\\n' >>/etc/services
-su -s /bin/sh -c '/usr/share/gridengine/scripts/init_cluster {ROOT} default {SPOOL}/spooldb sgeadmin' sgeadmin
+grep -q ^sge_qmaster /etc/services ||
+    printf 'sge_qmaster 6444/tcp\\nsge_execd 6445/tcp\\n' >>/etc/services
+init=/usr/share/gridengine/scripts/init_cluster
+su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
 """
         master.run("sh", "-c", script, environment={"DEBIAN_FRONTEND": "noninteractive"})
         master.run("/usr/sbin/sge_qmaster", environment=ENVIRONMENT)
@@ -81,13 +82,14 @@ su -s /bin/sh -c '/usr/share/gridengine/scripts/init_cluster {ROOT} default {SPO
         self.master.path(file).write_text(text)
         self.admin("qconf", modify, file)
 
-    def add_node(self, host: BedHost, *, slots: int = 4, vmem: str = "") -> None:
+    def add_node(self, host: BedHost, *, slots: int = 4) -> None:
         """An execution host, and a queue instance on it."""
         self.admin("qconf", "-ah", host.name)
         self.admin("qconf", "-as", host.name)
         template = (
             "hostname {0}\nload_scaling NONE\ncomplex_values NONE\nuser_lists NONE\n"
-            "xuser_lists NONE\nprojects NONE\nxprojects NONE\nusage_scaling NONE\nreport_variables NONE\n"
+            "xuser_lists NONE\nprojects NONE\nxprojects NONE\nusage_scaling NONE\n"
+            "report_variables NONE\n"
         )
         self.master.path("/tmp/exechost").write_text(template.format(host.name))
         self.admin("qconf", "-Ae", "/tmp/exechost")
@@ -138,3 +140,29 @@ su -s /bin/sh -c '/usr/share/gridengine/scripts/init_cluster {ROOT} default {SPO
             **options,  # type: ignore[arg-type]
         )
         return done.stdout.strip().splitlines()[-1].split(".")[0]
+
+    def wait(self, job: str, *, limit_s: float = 60.0) -> None:
+        """Until the job is neither queued nor running."""
+        gone = "Following jobs do not exist"
+
+        def over() -> bool:
+            done = self.admin("qstat", "-j", job, check=False)
+            return gone in done.stdout + done.stderr
+
+        try:
+            eventually(f"job {job} is over", over, limit_s=limit_s, every_s=0.2)
+        except AssertionError as error:
+            told = self.admin("qstat", "-j", job, check=False).stdout
+            queues = self.admin("qstat", "-f").stdout
+            raise AssertionError(f"{error}\n{queues}\n{told}\n{self.errors(job)}") from None
+
+    def output(self, job: str, *, name: str = "STDIN", task: str = "") -> str:
+        """What it wrote to standard output."""
+        return self._file(f"{name}.o{job}{task and '.' + task}")
+
+    def errors(self, job: str, *, name: str = "STDIN", task: str = "") -> str:
+        return self._file(f"{name}.e{job}{task and '.' + task}")
+
+    def _file(self, name: str) -> str:
+        file = self.master.path(HOME / name)
+        return file.read_text("utf-8", "replace") if file.exists() else ""

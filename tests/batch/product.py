@@ -1,7 +1,7 @@
 """The product as a site installs it: the wheel, and what it depends on, below /opt/distrib.
 
-No network: the wheel is built from the tree, its dependencies are copied from the environment that the
-tests run in, those that the package itself names and no others.
+No network: the wheel is built from the tree, its dependencies are copied from the environment that
+the tests run in, those that the package itself names and no others.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""Grid Engine behind the protocol of all hooks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.cache.holders import alive, holder_as_dict, parse_holder
+from agent.hooks.gridengine.names import (
+    IMAGE_VARIABLE,
+    MEMORY_VARIABLE,
+    REFUSE,
+    REQUEUE,
+    SCHEDULER,
+    job_id,
+)
+from agent.hooks.hook import Job
+from distrib.errors import DistribError, ExitStatus, OperatorError
+
+_NODES = frozenset(
+    {ExitStatus.BUG, ExitStatus.NO_SPACE, ExitStatus.UNREACHABLE, ExitStatus.TIMED_OUT}
+)
+_OF_NODES = frozenset({"not-ready", "site-list-stale", "tool-missing", "config-invalid"})
+"""Faults that another node may not have; all others are the job's, and no node will do."""
+
+
+class GridEngineHook:
+    """Jobs as a prolog, running as root below the job's shepherd, sees them.
+
+    ``spool``: the job's directory of sge_execd, which is the shepherd's working directory;
+    ``shepherd``: its pid."""
+
+    scheduler: str = SCHEDULER
+
+    def __init__(self, *, spool: Path | None = None, shepherd: int | None = None) -> None:
+        self._spool = spool
+        self._shepherd = shepherd
+
+    def job(self, environ: Mapping[str, str]) -> Job:
+        """The job of a hook's environment. Raises OperatorError when it is none.
+
+        sge_execd sets JOB_ID and the rest over whatever the user gave; the JSV the others."""
+        number = environ.get("JOB_ID", "")
+        if not number.isdecimal():
+            raise OperatorError("JOB_ID is no job", hint="Grid Engine calls this as a prolog")
+        memory = environ.get(MEMORY_VARIABLE) or None
+        if memory is not None and not (
+            memory.isascii() and memory.isdecimal() and int(memory) > 0 and len(memory) < 9
+        ):
+            raise OperatorError(f"{MEMORY_VARIABLE}={memory}: not a number of MiB")
+        return Job(
+            scheduler=self.scheduler,
+            job=job_id(number, environ.get("SGE_TASK_ID", "")),
+            user=environ.get("LOGNAME", ""),
+            image=environ.get(IMAGE_VARIABLE) or None,
+            memory_mib=None if memory is None else int(memory),
+        )
+
+    def holder(self, job: Job) -> dict[str, object]:
+        """Alive while the job's shepherd is: its working directory is the job's spool directory.
+
+        It outlives a restart of sge_execd, and its epilog; not a reboot."""
+        if self._spool is None or self._shepherd is None:
+            raise OperatorError("no shepherd", hint="Grid Engine calls this as a prolog")
+        probe = ["/usr/bin/test", f"/proc/{self._shepherd}/cwd", "-ef", os.fspath(self._spool)]
+        return holder_as_dict(
+            parse_holder(
+                {"kind": "job", "scheduler": self.scheduler, "job": job.job, "probe": probe}
+            )
+        )
+
+    def alive(self, holder: Mapping[str, object]) -> bool:
+        """Whether the job still has a shepherd; True when that cannot be told."""
+        try:
+            return alive(parse_holder(holder), datetime.now(UTC))
+        except OperatorError:
+            return True
+
+    def exit_status(self, error: DistribError | None) -> int:
+        """0, 99 (run it again) or 100 (no node will do): all else puts a queue in state E."""
+        if error is None:
+            return 0
+        of_node = error.exit_status in _NODES or error.code in _OF_NODES
+        return REQUEUE if of_node else REFUSE
