@@ -47,7 +47,7 @@ def to_xml(spec: DomainSpec) -> str:
         random = ET.SubElement(devices, "rng", model="virtio")
         _text(random, "backend", "/dev/urandom", model="random")
     if spec.run_as is not None:
-        label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
+        label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="yes")
         _text(label, "label", f"+{spec.run_as[0]}:+{spec.run_as[1]}")
     elif spec.unlabelled:
         ET.SubElement(domain, "seclabel", type="none")

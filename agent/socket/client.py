@@ -59,6 +59,8 @@ def ask(
 
 def _read_answer(lines: Any, on_line: Callable[[Line], None] | None) -> Line:
     for raw in lines:
+        if not raw.endswith(b"\n"):
+            break  # it was killed in the middle of a line
         line: Line = json.loads(raw)
         if "ok" not in line:
             if on_line is not None:

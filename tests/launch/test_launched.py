@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import Revoked
+from agent.socket.launch import Follower
+from distrib.errors import NetworkError, Revoked
 from tests.launch.place import Agent, contents, outcome, until
 from tests.trust.conftest import World, world
 
@@ -110,6 +111,23 @@ async def test_a_client_that_died_with_the_agent_takes_its_guest_along(agent: Ag
         await agent.start()
         await agent.launcher.end_orphans({lease.lease for lease in agent.cache.leases()})
     await agent.nothing_left()
+
+
+async def test_a_line_that_a_killed_agent_left_half_is_not_taken_for_one(tmp_path: Path) -> None:
+    half = tmp_path / "s"
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b'{"lease": "l-000000", "token": "t"}\n{"stream": "stdout", "da')
+        writer.close()
+
+    server = await asyncio.start_unix_server(dies, half)
+    follower = Follower(half, {}, lambda _name, _after_s: None, reconnect_s=0.1)
+    with pytest.raises(NetworkError, match="did not come again within"):
+        await asyncio.to_thread(follower.run, image="any", script="")
+    assert follower.token == "t"
+    server.close()
+    await server.wait_closed()
 
 
 async def test_signals_reach_the_job_and_a_stopped_client_stops_the_guest(agent: Agent) -> None:
