@@ -28,7 +28,7 @@ from agent.pull.copying import DiskRate
 from agent.pull.previous import PreviousVersions
 from agent.pull.pulling import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
-from agent.pull.running import PullParts
+from agent.pull.parts import PullParts
 from agent.pull.torrents import TorrentFiles
 from agent.puller import Puller
 from agent.reporter import Reporter
@@ -157,6 +157,7 @@ class Agent:
                 ),
                 on_parent_lost=self._on_parent_lost,
                 on_damaged=self._damage.found_in,
+                changed=self._reporter.changed,
             ),
             self._authority,
             own_caps=Caps(
@@ -222,6 +223,7 @@ class Agent:
         lending = Lending(
             self._cache,
             self._authority,
+            torrents=self._torrents,
             pulls=self._puller.pulls,
             user=self._settings.tsunami.user,
         )

@@ -18,8 +18,10 @@ import structlog
 from agent.authority import Authority
 from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.memory import give_back
+from agent.pull.further import Means
+from agent.pull.parts import PullParts
 from agent.pull.pulling import Plan
-from agent.pull.running import PullParts, RunningPull
+from agent.pull.running import RunningPull
 from agent.seeding import Seeding
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
 from distrib.errors import Conflict, DistribError, NoSpace, NotReady, TorrentMismatch
@@ -106,15 +108,13 @@ class Puller:
     async def obey(self, orders: Orders) -> None:
         """Carry out orders that were accepted."""
         for order in orders.orders:
-            match order.kind:
-                case "cancel":
-                    await self.cancel(order.infohash, NodeReason.CANCELLED, "ordered")
-                case "reparent":
-                    pull = self.pulls.get(order.infohash)
-                    if pull is not None:
-                        pull.follow_plan(Plan(parents=order.parents))
-                case "tokens":
-                    log.info("order-not-for-us", kind=order.kind)
+            pull = self.pulls.get(order.infohash)
+            if order.kind == "cancel":
+                await self.cancel(order.infohash, NodeReason.CANCELLED, "ordered")
+            elif order.kind == "reparent" and pull is not None:
+                pull.follow_plan(Plan(parents=order.parents))
+            elif order.kind == "tokens" and pull is not None:
+                pull.grant(order)
 
     async def cancel(self, infohash: str, reason: NodeReason, text: str) -> None:
         """End a pull; what is on disk stays."""
@@ -135,7 +135,7 @@ class Puller:
         image = self._desired_image(infohash)
         if image is None:
             return None
-        peers = (*image.parents, *image.fallbacks, *image.neighbours)
+        peers = (*image.parents, *image.fallbacks, *image.neighbours, *image.children)
         return next((peer.node for peer in peers if peer.address == address), None)
 
     async def let_go(self, infohash: str) -> None:
@@ -216,6 +216,7 @@ class Puller:
             return
         pull = self.pulls.get(wanted.infohash)
         if pull is not None:
+            pull.use(_means(wanted))
             pull.follow(_plan(wanted), self._caps(wanted), self._deadline_s(wanted))
             return
         record = await self._desire(wanted, image)
@@ -247,6 +248,7 @@ class Puller:
             caps=self._caps(wanted),
             children=wanted.children,
             deadline_s=self._deadline_s(wanted),
+            means=_means(wanted),
         )
         self.pulls[wanted.infohash] = pull
         self._tasks[wanted.infohash] = asyncio.create_task(
@@ -387,6 +389,10 @@ class Puller:
 
 def _plan(wanted: DesiredImage) -> Plan:
     return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours, wanted.stripes)
+
+
+def _means(wanted: DesiredImage) -> Means:
+    return Means(_plan(wanted), wanted.transport, wanted.web_seeds)
 
 
 def _stricter(one_bps: int, other_bps: int) -> int:

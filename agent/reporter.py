@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,7 @@ from distrib.bus.messages import (
     HolderKind,
     ImageReport,
     LeaseHolder,
+    Link,
     NodeReason,
     Presence,
     Report,
@@ -35,11 +36,14 @@ from distrib.bus.messages import (
 from distrib.bus.mqtt import Bus
 from distrib.bus.schema import encode
 from distrib.command import product_version
+from distrib.swarm.events import PeerSample
 
 SPACING_S = 0.1
 """Changes that follow each other closely go out as one report."""
 
 DEFAULT_INTERVAL_S = 2.0
+
+REPORTED_LINKS = 32
 
 
 class Reporter:
@@ -173,13 +177,17 @@ class Reporter:
                 "copied_bytes": pull.copied_bytes,
                 "resumed_bytes": pull.resumed_bytes,
                 "reason": running.reason,
-                "text": "",
+                "text": running.text,
+                "by_transport": running.by_transport,
             }
         waiting = puller.waiting.get(record.infohash)
         if waiting is not None and record.state is State.RESERVED:
             moving |= {"reason": waiting.reason, "text": waiting.text}
         if transfer is not None:
             moving["peers"] = len(transfer.peers)
+            moving["links"] = links_of(
+                transfer.samples, lambda address: puller.node_at(record.infohash, address)
+            )
             moving["bad_peers"] = tuple(
                 BadPeer(
                     address=address,
@@ -200,6 +208,22 @@ class Reporter:
             since=record.since,
             **moving,
         )
+
+
+def links_of(
+    samples: Iterable[PeerSample], name_of: Callable[[str], str | None]
+) -> tuple[Link, ...]:
+    """The peers with which payload flows, those with most first; both stripes of a peer as one."""
+    flows: dict[str, tuple[int, int]] = {}
+    for sample in samples:
+        down, up = flows.get(sample.address, (0, 0))
+        flows[sample.address] = (down + sample.download_bps, up + sample.upload_bps)
+    moving = [(down, up, address) for address, (down, up) in flows.items() if down or up]
+    moving.sort(key=lambda flow: (-(flow[0] + flow[1]), flow[2]))
+    return tuple(
+        Link(node=name_of(address), address=address, download_bps=down, upload_bps=up)
+        for down, up, address in moving[:REPORTED_LINKS]
+    )
 
 
 def _is_wanted_less(holding: Holding) -> bool:

@@ -8,41 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from agent.cache.cache import Cache
 from agent.cache.store import WriteTarget
 from agent.finishing import to_the_end
 from agent.pull.copying import Copying
 from agent.pull.delta import Run
-from agent.pull.previous import PreviousVersions
+from agent.pull.further import Further, Means, Pulled
+from agent.pull.parts import PullParts
 from agent.pull.pull import Pull
-from agent.pull.pulling import ParentLost, Plan
-from agent.pull.resume import Resume, ResumeFiles
+from agent.pull.pulling import Plan
+from agent.pull.resume import Resume
 from agent.pull.source import Source
-from agent.pull.stripes import (
-    STRIPES,
-    Store,
-    Striped,
-    close,
-    second_of,
-    unwanted_of,
-)
+from agent.pull.stripes import STRIPES, Store, Striped, close, second_of, unwanted_of
 from agent.pull.swarm import SwarmSource
-from agent.pull.torrents import TorrentFiles
-from distrib.bus.messages import Caps, NodeReason, Peer, State
-from distrib.errors import (
-    DigestMismatch,
-    DistribError,
-    NoSpace,
-    StorageFailed,
-    TimedOut,
-)
+from distrib.bus.messages import Caps, GrantTokens, NodeReason, Peer, State
+from distrib.errors import DigestMismatch, DistribError, NoSpace, StorageFailed, TimedOut
 from distrib.swarm.pieces import check_volume
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import TorrentInfo
@@ -56,22 +42,6 @@ _REASONS: tuple[tuple[type[DistribError], NodeReason], ...] = (
     (StorageFailed, NodeReason.STORAGE_FAILED),
     (TimedOut, NodeReason.DEADLINE),
 )
-
-
-@dataclass(frozen=True)
-class PullParts:
-    """What every pull of a node uses. ``sessions`` by libtorrent backend, those for the second
-    stripe by backend and ``-2``; ``on_damaged`` hears of volumes that turned out bad, ``changed``
-    when a pull stalls or goes on."""
-
-    cache: Cache
-    sessions: Mapping[str, SwarmSession]
-    torrents: TorrentFiles
-    resume: ResumeFiles
-    previous: PreviousVersions
-    on_parent_lost: Callable[[str, ParentLost], None]
-    on_damaged: Callable[[str], Awaitable[None]]
-    changed: Callable[[], None] = lambda: None
 
 
 class RunningPull:
@@ -88,6 +58,7 @@ class RunningPull:
         caps: Caps,
         children: Sequence[Peer] = (),
         deadline_s: float | None = None,
+        means: Means | None = None,
     ) -> None:
         """``children`` fetch from this node."""
         self.image = image
@@ -97,6 +68,8 @@ class RunningPull:
         self._raw_info = raw_info
         self._parts = parts
         self._plan = plan
+        self._means = means or Means(plan)
+        self.brought: Counter[str] = Counter()
         self._children = children
         self._caps = caps
         self._deadline_s = deadline_s
@@ -120,6 +93,23 @@ class RunningPull:
     def _standing(self) -> tuple[NodeReason | None, str]:
         found = [(one.reason, one.text) for one in self._swarm if one.reason is not None]
         return found[0] if found else (None, "")
+
+    @property
+    def by_transport(self) -> dict[str, int]:
+        """Bytes that each transport has brought since the pull began."""
+        if self.pull is None:
+            return {}
+        own = {"swarm": self.pull.fetched_bytes, "previous-version": self.pull.copied_bytes}
+        return {name: count for name, count in (own | self.brought).items() if count}
+
+    def use(self, means: Means) -> None:
+        """Let pieces come by these means; leave that was given stays."""
+        self._means = replace(means, tokens=self._means.tokens)
+
+    def grant(self, tokens: GrantTokens) -> None:
+        """Leave to fetch by another transport; the newest of each counts."""
+        others = (one for one in self._means.tokens if one.transport is not tokens.transport)
+        self._means = replace(self._means, tokens=(*others, tokens))
 
     def follow_plan(self, plan: Plan) -> None:
         """Fetch by another plan; caps and deadline stay."""
@@ -177,7 +167,9 @@ class RunningPull:
         writing = store.writing(volume)
         target = await asyncio.to_thread(writing.__enter__)
         try:
-            resumed = await asyncio.to_thread(self._resumed, target, fresh)
+            resumed = await asyncio.to_thread(
+                self._parts.known_of, self.image, self._info, target, fresh=fresh
+            )
             log.info(
                 "pull-begins",
                 image=self.image.ref,
@@ -266,7 +258,7 @@ class RunningPull:
 
     async def _open(
         self, target: WriteTarget, resumed: Resume | None, *, unwanted: Sequence[int] = ()
-    ) -> tuple[Pull, tuple[SwarmSource, ...]]:
+    ) -> tuple[Pull, tuple[Source, ...]]:
         infohash = self.image.infohash
         sessions = [self._parts.sessions[target.backend]]
         self._second = self._parts.sessions.get(second_of(target.backend))
@@ -314,7 +306,27 @@ class RunningPull:
             )
             for transfer, plan in zip(transfers, plans, strict=True)
         )
-        return self.pull, self._swarm
+        return self.pull, self._sources(self.pull)
+
+    def _sources(self, pull: Pull) -> tuple[Source, ...]:
+        """The swarm, unless another transport is ordered, and what else there is."""
+        sources: tuple[Source, ...] = self._swarm if self._means.swarm else ()
+        if not self._parts.makers:
+            return sources or self._swarm
+        pulled = Pulled(
+            self.image,
+            self._info,
+            self._raw_info,
+            means=lambda: replace(self._means, plan=self._plan),
+            reason=lambda: self.reason,
+        )
+        further = Further(
+            self._parts.makers,
+            pulled,
+            swarm_bytes=lambda: pull.transfer.fetched_bytes,
+            brought=self.brought,
+        )
+        return (*sources, further)
 
     async def _conclude(self, target: WriteTarget, copied: tuple[Run, ...]) -> None:
         """Have SHA-512 checked. Copies that are bad are found by their hashes and fetched."""
@@ -352,23 +364,6 @@ class RunningPull:
         mended = replace(before, have=have)
         await asyncio.to_thread(self._parts.resume.save, self.image.infohash, mended)
         return mended
-
-    def _resumed(self, target: WriteTarget, fresh: bool) -> Resume | None:
-        """What is known to be on disk: from the resume file, else by hashing the volume."""
-        if fresh:
-            self._parts.resume.discard(self.image.infohash)
-            return None
-        resumed = self._parts.resume.load(self.image.infohash, self._info.pieces)
-        if resumed is not None:
-            return resumed
-        layers = self._parts.torrents.with_layers(self.image)
-        if layers is None:
-            return None
-        # A volume that is repaired: the page cache may hold good bytes over the disk's bad ones.
-        os.posix_fadvise(target.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        have = tuple(check_volume(target.fd, layers[1], self._info))
-        log.info("volume-checked", infohash=self.image.infohash, good=sum(have), of=len(have))
-        return Resume(have)
 
     def _first_peers(self, plan: Plan) -> list[tuple[str, int]]:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and

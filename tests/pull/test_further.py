@@ -1,0 +1,116 @@
+"""Sources beside the swarm: when they run, what they bring, and what is counted for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agent.cache.file import FileStore
+from agent.pull import further
+from agent.pull.further import Further, Means, Pulled, Standing, by_transport
+from agent.pull.pulling import Plan
+from agent.pull.source import PieceSink, Source
+from agent.pull.swarm import SwarmSource
+from distrib.bus.messages import GrantTokens, Transport
+from distrib.errors import NetworkError
+from tests.delta.node import site_image
+from tests.pull.conftest import IMAGE_BYTES, NODE, Published, seeding, session
+
+KINDS = ("http", "tsunami")
+
+
+def standing(
+    transport: Transport,
+    *,
+    silent_s: float = 0.0,
+    tokens: tuple[GrantTokens, ...] = (),
+    **since: float,
+) -> Standing:
+    return Standing(Means(transport=transport, tokens=tokens), KINDS, silent_s, since)
+
+
+def test_what_is_ordered_runs_and_auto_helps_while_the_swarm_brings_nothing() -> None:
+    grant = GrantTokens(infohash="0" * 64, transport=Transport.TSUNAMI, pieces=10)
+    assert not by_transport(standing(Transport.SWARM, silent_s=99))
+    assert by_transport(standing(Transport.SWARM, tokens=(grant,))) == {"tsunami"}
+    assert by_transport(standing(Transport.TSUNAMI)) == {"tsunami"}
+    assert not by_transport(standing(Transport.AUTO, silent_s=1))
+    assert by_transport(standing(Transport.AUTO, silent_s=further.STALLED_S)) == set(KINDS)
+    assert by_transport(standing(Transport.AUTO, http=further.HELPED_S - 1)) == {"http"}
+    assert not by_transport(standing(Transport.AUTO, http=further.HELPED_S))
+
+
+@dataclass
+class FromFile:
+    """A source that reads the image from a file, as one over a mounted path does."""
+
+    path: Path
+    name: str = "path"
+
+    async def bring(self, sink: PieceSink) -> None:
+        data = await asyncio.to_thread(self.path.read_bytes)
+        for index in sink.missing():
+            at = index * sink.piece_bytes
+            await sink.offer(index, data[at : at + sink.piece_bytes])
+        await sink.complete()
+
+
+@dataclass
+class Maker:
+    """Makes that source; the first one fails."""
+
+    path: Path
+    made: int = 0
+    name: str = "path"
+    asked: list[Means] = field(default_factory=list)
+
+    def make(self, pulled: Pulled) -> Source | None:
+        self.made += 1
+        self.asked.append(pulled.means())
+        return FromFile(self.path) if self.made > 1 else Broken()
+
+
+class Broken:
+    name = "path"
+
+    async def bring(self, sink: PieceSink) -> None:
+        raise NetworkError("not mounted", hint="mount it")
+
+
+async def test_a_source_beside_a_swarm_without_bytes_brings_the_image_and_is_counted(
+    tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(further, "TRY_AGAIN_S", 0.5)
+    store = FileStore(tmp_path, 2 * IMAGE_BYTES)
+    volume = store.reserve(published.info.infohash, IMAGE_BYTES)
+    brought: Counter[str] = Counter()
+    maker = Maker(published.directory / "image.raw")
+    # The seeder gives the piece hashes and, all but stopped, hardly a piece.
+    async with seeding(published, upload_bps=64 << 10) as seeder, session(NODE) as own:
+        with store.writing(volume) as target:
+            transfer = own.add(published.info, published.torrent, target.directory)
+            source = Further(
+                [maker],
+                Pulled(
+                    site_image(published.torrent, published.data, "1"),
+                    published.info,
+                    published.raw_info,
+                    means=lambda: Means(transport=Transport.AUTO),
+                    reason=lambda: None,
+                ),
+                swarm_bytes=lambda: transfer.fetched_bytes,
+                brought=brought,
+                policy=lambda now: now.kinds,
+            )
+            swarm = SwarmSource(transfer, Plan((seeder,)))
+            async with asyncio.timeout(40), asyncio.TaskGroup() as group:
+                group.create_task(source.bring(transfer))
+                group.create_task(swarm.bring(transfer))
+            await own.remove(transfer)
+    assert maker.made == 2
+    assert volume.path.read_bytes() == published.data
+    assert brought["path"] > 0.8 * IMAGE_BYTES
