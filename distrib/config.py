@@ -217,7 +217,10 @@ def _toml_lines(model: type[BaseModel], values: Mapping[str, Any], path: str) ->
 
 def _toml_value(value: object) -> str:
     if isinstance(value, dict):
-        inner = ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items())
+        # TOML has no null: what is not set is left out.
+        inner = ", ".join(
+            f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items() if v is not None
+        )
         return f"{{ {inner} }}" if inner else "{}"
     if isinstance(value, list):
         return f"[{', '.join(_toml_value(v) for v in value)}]"

@@ -10,7 +10,7 @@ import pytest
 
 from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
 from agent.launch.domain import Nic
-from agent.settings import HardwareSettings, LaunchSettings
+from agent.settings import AgentSettings, HardwareSettings, LaunchSettings
 from distrib.errors import Forbidden
 from tests.trust.conftest import World, world
 
@@ -73,3 +73,12 @@ def test_only_a_users_own_directory_below_the_sites_roots_is_shared(tmp_path: Pa
     for directory, who in ((outside, uid), (roots[0] / "link", uid), (own, uid + 1), (own, 0)):
         with pytest.raises(Forbidden):
             require_shareable(directory, who, roots)
+
+
+def test_settings_by_image_are_dumped_as_they_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text('node = "n1"\n[launch.images.old]\nbus = "ide"\n')
+    settings = AgentSettings.load(file=file, environ={})
+    assert settings.launch.images == {"old": HardwareSettings(bus="ide")}
+    file.write_text(settings.as_toml())
+    assert AgentSettings.load(file=file, environ={}) == settings
