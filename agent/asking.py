@@ -66,7 +66,8 @@ class Asking:
         asked = image not in self._asked_s
         if asked:
             self._asked_s[image] = now_s
-            self._reporter.request(ImageWanted(image=image, job=request.job))
+            user = request.user or caller.user
+            self._reporter.request(ImageWanted(image=image, job=request.job, user=user))
         return _told(request.image, found) | {"asked": asked}
 
     def _approved(self, text: str, user: str) -> tuple[SiteImage, ...]:

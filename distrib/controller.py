@@ -53,6 +53,7 @@ class Controller:
             bus=settings.bus,
             orders_key=key,
             silent_s=settings.rollout.silent_s,
+            prestage=settings.prestage,
             on_connect=self._tell_retained,
         )
         self._farm = FarmMaps(

@@ -17,6 +17,7 @@ from distrib.catalogue.proposal_settings import ProposalSettings
 from distrib.config import Section, Settings
 from distrib.db.session import sqlite_url
 from distrib.events.settings import EventsSettings
+from distrib.rollout.prestage_settings import PrestageSettings
 
 
 class SiteSettings(Section):
@@ -138,6 +139,7 @@ class ControllerSettings(Settings):
     events: EventsSettings = EventsSettings()
     intake: IntakeSettings = IntakeSettings()
     proposals: ProposalSettings = ProposalSettings()
+    prestage: PrestageSettings = PrestageSettings()
     api: ApiSettings = ApiSettings()
     bus: BusSettings = BusSettings()
 

@@ -22,6 +22,7 @@ from distrib.api import (
     swarm,
     swarm_caps,
     tokens,
+    wants,
 )
 from distrib.api.accesslog import AccessLog
 from distrib.api.faults import BodyLimits, Guard, install
@@ -65,6 +66,7 @@ def create_app(services: Services) -> FastAPI:
         swarm_caps.router,
         swarm.router,
         tokens.router,
+        wants.router,
         audit.router,
         events.router,
     ):

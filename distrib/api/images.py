@@ -60,6 +60,12 @@ class Reason(Body):
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+class DenialRequest(Reason):
+    """``kill``: also end what runs from it, wherever it is found."""
+
+    kill: bool = False
+
+
 class AliasTarget(Body):
     """The UUID (or another alias of it) that the alias is to mean."""
 
@@ -106,14 +112,22 @@ async def approve(ref: str, body: ApprovalRequest, services: Use, actor: Admin) 
 
 
 @router.post("/images/{ref:path}/deny")
-def deny(ref: str, body: Reason, services: Use, actor: Admin) -> dict[str, Any]:
-    """Take the image version off the site list at once."""
+async def deny(ref: str, body: DenialRequest, services: Use, actor: Admin) -> dict[str, Any]:
+    """Take the image version off the site list at once; with ``kill`` end what runs from it."""
+    denied = await asyncio.to_thread(_deny, services, ref, body.reason, actor.name)
+    view = await asyncio.to_thread(view_of, services, denied)
+    if body.kill:
+        view["uses"] = await services.rollouts.uses.end_uses(
+            denied.identifier, denied.version, reason=body.reason, actor=actor.name
+        )
+    return view
+
+
+def _deny(services: Services, ref: str, reason: str, actor: str) -> Image:
     row = one_version(services, ref)
-    denied = services.catalogue.denial.deny(
-        row.identifier, row.version, reason=body.reason, actor=actor.name
-    )
+    denied = services.catalogue.denial.deny(row.identifier, row.version, reason=reason, actor=actor)
     services.catalogue.publisher.publish_if_due()
-    return view_of(services, denied)
+    return denied
 
 
 @router.post("/images/{ref:path}/undeny")

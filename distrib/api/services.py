@@ -10,13 +10,46 @@ from distrib.bus.messages import Caps
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.db.session import Database
+from distrib.rollout.wanting import Wish
 
 Document = Mapping[str, Any]
 """A JSON object as docs/formats/api.md describes it."""
 
+Documents = list[Document]
+
+
+class UsesService(Protocol):
+    """What queued jobs want on the nodes, and the ending of uses. Called in the event loop."""
+
+    async def want(self, wish: Wish) -> Document:
+        """A queued job wants an image: it is brought to a few nodes.
+
+        Raises NotFound, Forbidden, Conflict, OperatorError.
+        """
+        ...
+
+    async def wants(self) -> Documents:
+        """The wants that count, newest first."""
+        ...
+
+    async def done_wanting(self, image: str, job: str) -> int:
+        """The job wants the image no more; how many wants that were. Raises NotFound."""
+        ...
+
+    async def end_uses(
+        self, identifier: str, version: str, *, reason: str, actor: str
+    ) -> Documents:
+        """End what runs from a denied image; who has it in use, as nodes last said."""
+        ...
+
 
 class RolloutService(Protocol):
     """Rollouts, and what is known of nodes beside the inventory. Called in the event loop."""
+
+    @property
+    def uses(self) -> UsesService:
+        """What jobs want, and what is ended."""
+        ...
 
     async def start(self, request: Document, actor: str) -> Document:
         """Accept ``{"image", "nodes", "download_bps"?, "deadline_s"?}``; the Rollout.

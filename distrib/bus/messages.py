@@ -351,7 +351,7 @@ class ImageWanted(Model):
 
     kind: Literal["image-wanted"] = "image-wanted"
     image: Annotated[str, Field(max_length=200)]
-    job: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)] = ""
+    job: Text = ""
     user: Annotated[str, Field(max_length=HOLDER_MAX_CHARS)] = ""
 
 

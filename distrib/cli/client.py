@@ -93,9 +93,9 @@ class ApiClient:
         """``PUT`` with a JSON body."""
         return self._call("PUT", path, json=body)
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **query: Any) -> Any:
         """``DELETE``."""
-        return self._call("DELETE", path)
+        return self._call("DELETE", path, params=query or None)
 
     def upload(self, path: str, chunks: Iterator[bytes], *, size_bytes: int) -> Any:
         """``PUT`` a file of known size, streamed."""

@@ -12,9 +12,10 @@ from distrib.cli.client import LONG_S, ApiClient, connected, path_of
 from distrib.cli.image_file import FILE, chunks_of, sha512_of, size_of
 from distrib.cli.image_intake import check_lines, checks, take
 from distrib.cli.image_proposals import print_own, propose, withdraw
+from distrib.cli.image_wants import want, wants
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
 from distrib.cli.progress import progress
-from distrib.cli.provenance import history, where_running
+from distrib.cli.provenance import history, print_uses, where_running
 from distrib.errors import ImageError, NotFound
 from distrib.printable import bytes_text
 
@@ -32,6 +33,8 @@ image.add_command(take)
 image.add_command(checks)
 image.add_command(propose)
 image.add_command(withdraw)
+image.add_command(want)
+image.add_command(wants)
 
 
 @image.command("add")
@@ -154,12 +157,16 @@ def approve_command(
 @image.command("deny")
 @click.argument("ref", metavar="IMAGE")
 @click.option("--reason", required=True, help="For the audit log.")
+@click.option("--kill", is_flag=True, help="End what runs from it, now and where a node returns.")
 @json_option
-def deny(*, ref: str, reason: str, as_json: bool) -> None:
-    """Take an image version off the site list at once. What runs goes on: see where-running."""
+def deny(*, ref: str, reason: str, kill: bool, as_json: bool) -> None:
+    """Take an image version off the site list at once. What runs goes on, but with --kill."""
+    body = {"reason": reason, "kill": kill} if kill else {"reason": reason}
     with connected() as client:
-        document = client.post(path_of("images", ref, "deny"), {"reason": reason})
+        document = client.post(path_of("images", ref, "deny"), body)
     _print_image(document, as_json=as_json)
+    if kill and not as_json:
+        print_uses(document["uses"], document)
 
 
 @image.command("undeny")

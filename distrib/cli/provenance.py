@@ -47,6 +47,14 @@ def where_running(*, ref: str, as_json: bool) -> None:
     print_table(titles, rows, empty="in use nowhere")
 
 
+def print_uses(uses: list[dict[str, Any]], image: dict[str, Any]) -> None:
+    """What is being ended, by node, user and job."""
+    named = {"version": image["version"], "state": image["state"]}
+    rows = [row for use in uses for row in _rows(named | use)]
+    titles = ("NODE", "VERSION", "STATE", "USER", "HOLDER", "SINCE", "LEASE")
+    print_table(titles, rows, empty="in use nowhere; whoever returns with it is told to end it")
+
+
 def _rows(use: dict[str, Any]) -> list[tuple[object, ...]]:
     node = use["node"] if use["online"] else f"{use['node']} (offline)"
     rows: list[tuple[object, ...]] = [
@@ -56,7 +64,7 @@ def _rows(use: dict[str, Any]) -> list[tuple[object, ...]]:
             use["state"],
             holder["user"],
             _holder_text(holder),
-            holder["since"],
+            holder.get("since"),
             holder["lease"],
         )
         for holder in use["holders"]

@@ -8,26 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from distrib.bus.messages import (
-    Cancel,
-    Caps,
-    Desired,
-    DesiredImage,
-    Orders,
-    Peer,
-    Traffic,
-    Transport,
-)
+from distrib.bus.messages import Caps, Desired, DesiredImage, Peer, Traffic, Transport
 from distrib.bus.schema import decode, encode
 from distrib.errors import DistribError
 from distrib.swarm.relay_peers import Links, RelayPeer
 from distrib.trust.envelope import key_id, open_envelope, seal
 
-ORDERS_EXPIRE = timedelta(seconds=60)
 MIN_REPORT_INTERVAL_S = 2.0
 REPORTS_PER_SECOND = 500
 
@@ -123,25 +113,6 @@ def seal_desired(
         images=wanted.images,
     )
     return seal("desired", encode(desired).decode(), key)
-
-
-def seal_cancel(
-    node: str,
-    infohashes: Sequence[str],
-    *,
-    sequence: int,
-    now: datetime,
-    key: Ed25519PrivateKey,
-) -> bytes:
-    """The signed order to stop these pulls."""
-    orders = Orders(
-        node=node,
-        issued_at=now,
-        expires_at=now + ORDERS_EXPIRE,
-        sequence=sequence,
-        orders=tuple(Cancel(infohash=infohash) for infohash in infohashes),
-    )
-    return seal("orders", encode(orders).decode(), key)
 
 
 def open_own(node: str, envelope: bytes, key: Ed25519PrivateKey) -> Desired | None:

@@ -18,11 +18,20 @@ from typing import Any, TypeVar
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from distrib.bus.messages import Event, ParentLost, Presence, Report, Request, SeederPresence
+from distrib.bus.messages import (
+    Event,
+    ImageWanted,
+    ParentLost,
+    Presence,
+    Report,
+    Request,
+    SeederPresence,
+)
 from distrib.bus.mqtt import Bus
 from distrib.errors import DistribError
-from distrib.rollout.desired import ORDERS_EXPIRE, open_own
+from distrib.rollout.desired import open_own
 from distrib.rollout.fleet import Cleared, Heard
+from distrib.rollout.orders import ORDERS_EXPIRE
 from distrib.rollout.state import Outbox, State
 
 log = structlog.get_logger(__name__)
@@ -66,6 +75,7 @@ class Loop:
         key: Ed25519PrivateKey,
         clock: Callable[[], datetime],
         on_changed: Callable[[frozenset[str]], None],
+        on_wanted: Callable[[str, ImageWanted], None],
     ) -> None:
         self._synced = asyncio.Event()
         self._state = state
@@ -73,6 +83,7 @@ class Loop:
         self._key = key
         self._clock = clock
         self._on_changed = on_changed
+        self._on_wanted = on_wanted
         self._queue: asyncio.Queue[_Said | _Call | _Connected | _Tick] = asyncio.Queue()
         self._sync_topic = f"{bus.topics.prefix}/controller/sync"
         self._sync_token = ""
@@ -199,6 +210,8 @@ class Loop:
                 self._state.seeder_changed(seeder, heard.before)
             case Request(request=ParentLost() as lost, node=node):
                 self._state.parent_lost(lost, child=node)
+            case Request(request=ImageWanted() as wanted, node=node):
+                self._on_wanted(node, wanted)
             case Request() as request:
                 log.info("request", node=request.node, kind=request.request.kind)
             case Event() as event:

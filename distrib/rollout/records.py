@@ -151,9 +151,9 @@ def save_numbers(session: Session, numbers: Mapping[str, IssuedNumbers]) -> None
         )
 
 
-def new_rollout_id(session: Session, now: datetime) -> str:
-    """``r-DATE-NUMBER``; the number only rises."""
-    return f"r-{now:%Y%m%d}-{rise(session, ROLLOUT_NUMBER)}"
+def new_rollout_id(session: Session, now: datetime, *, kind: str = "r") -> str:
+    """``r-DATE-NUMBER``, or ``p-…`` of a pre-staging; the number only rises."""
+    return f"{kind}-{now:%Y%m%d}-{rise(session, ROLLOUT_NUMBER)}"
 
 
 def add_rollout(session: Session, kept: RolloutRecord) -> None:

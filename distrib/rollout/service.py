@@ -14,6 +14,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.orm import Session
 
+from distrib.bus.messages import ImageWanted
 from distrib.bus.mqtt import Bus, BusSettings
 from distrib.db.references import USABLE, aliases_of, require_unexpired, resolve
 from distrib.db.session import Database
@@ -23,9 +24,11 @@ from distrib.rollout.capping import set_caps
 from distrib.rollout.desired import Assigned, with_assigned, without_rollout
 from distrib.rollout.loop import Loop
 from distrib.rollout.plan import Targets, parse_selector, targets
+from distrib.rollout.prestage_settings import PrestageSettings
 from distrib.rollout.records import CONTROLLER, RolloutRecord
 from distrib.rollout.state import State
 from distrib.rollout.swarm_view import swarm_view
+from distrib.rollout.uses import Uses
 from distrib.rollout.views import Document, node_view, rollout_view
 
 WATCH_GAP_S = 0.2
@@ -55,6 +58,7 @@ class Rollouts:
         orders_key: Ed25519PrivateKey,
         clock: Callable[[], datetime] = utc_now,
         silent_s: float = machine.DEFAULT_SILENT_S,
+        prestage: PrestageSettings | None = None,
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         self.bus = Bus(
@@ -69,7 +73,20 @@ class Rollouts:
         self._silent_s = silent_s
         self._state = State(self.bus.topics, database=database, key=orders_key, clock=clock)
         self._loop = Loop(
-            self._state, self.bus, key=orders_key, clock=clock, on_changed=self._wake_watchers
+            self._state,
+            self.bus,
+            key=orders_key,
+            clock=clock,
+            on_changed=self._wake_watchers,
+            on_wanted=self._on_wanted,
+        )
+        self.uses = Uses(
+            self._state,
+            self._loop,
+            database=database,
+            prestage=prestage or PrestageSettings(),
+            clock=clock,
+            silent_s=silent_s,
         )
         self._thread_loop: asyncio.AbstractEventLoop | None = None
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -79,7 +96,9 @@ class Rollouts:
         """Serve until cancelled."""
         self._thread_loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._state.load, self._silent_s)
-        await self._loop.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._loop.run(), name="rollouts loop")
+            group.create_task(self.uses.run(), name="wants")
 
     async def synced(self) -> None:
         """Until all that nodes have said of themselves was heard."""
@@ -185,7 +204,7 @@ class Rollouts:
     def catalogue_changed(self) -> None:
         """Images may have been approved, denied or revoked. From any thread."""
         if self._thread_loop is not None and not self._thread_loop.is_closed():
-            self._thread_loop.call_soon_threadsafe(self._loop.put, self._reload_assignments)
+            self._thread_loop.call_soon_threadsafe(self._loop.put, self._reload_catalogue)
 
     # -- in the task ----------------------------------------------------------------------------
 
@@ -315,7 +334,8 @@ class Rollouts:
         await asyncio.to_thread(save)
         self._state.assign(name, held)
 
-    async def _reload_assignments(self) -> None:
+    async def _reload_catalogue(self) -> None:
+        await self.uses.reload()
         self._state.replace_assignments(await self._read(records.load_assignments))
 
     # -- inside ---------------------------------------------------------------------------------
@@ -336,6 +356,9 @@ class Rollouts:
     def _on_connect(self) -> None:
         self._also_on_connect()
         self._loop.connected()
+
+    def _on_wanted(self, node: str, wanted: ImageWanted) -> None:
+        self.uses.node_wants(node, wanted)
 
     def _wake_watchers(self, changed: frozenset[str]) -> None:
         for rollout in changed & self._watchers.keys():

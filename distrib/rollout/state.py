@@ -14,7 +14,15 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from distrib.bus.messages import Desired, Event, ParentLost, Presence, Report, SeederPresence
+from distrib.bus.messages import (
+    Cancel,
+    Desired,
+    Event,
+    ParentLost,
+    Presence,
+    Report,
+    SeederPresence,
+)
 from distrib.bus.topics import Topics
 from distrib.db.session import Database
 from distrib.rollout import machine, records
@@ -22,11 +30,14 @@ from distrib.rollout.desired import (
     Assigned,
     Wanted,
     report_interval_s,
-    seal_cancel,
     seal_desired,
     wanted_of,
 )
+from distrib.rollout.ending import Ending, Endings
+from distrib.rollout.ending_records import load_endings, note_ended
 from distrib.rollout.fleet import Fleet, complete_in, place_of, reach_of, source_of
+from distrib.rollout.numbers import Numbers
+from distrib.rollout.orders import OrderBook
 from distrib.rollout.plan import InventoryNode, parse_selector
 from distrib.rollout.planner import Planner
 from distrib.rollout.records import CONTROLLER, IssuedNumbers, RolloutRecord
@@ -60,9 +71,10 @@ class State:
         self._key = key
         self._clock = clock
         self.planner = Planner(self.fleet)
+        self._endings = Endings()
         self._holders: dict[str, set[str]] = {}
         self._sizes: dict[str, int] = {}
-        self._numbers: dict[str, IssuedNumbers] = {}
+        self._numbers = Numbers()
         self._published: dict[str, Wanted] = {}
         # Marks: what settle has to do.
         self._torrents: set[str] = set()
@@ -71,7 +83,7 @@ class State:
         self._unsent: set[tuple[str, str]] = set()
         self._ended: set[str] = set()
         self._changed: set[str] = set()
-        self._cancels: dict[str, set[str]] = {}
+        self._orders = OrderBook()
         self._time_passed = False
 
     # -- beginning ------------------------------------------------------------------------------
@@ -80,9 +92,10 @@ class State:
         """Read the database. Before anything else; in a thread."""
         with self._database.reading() as session:
             self.fleet.inventory = records.load_inventory(session)
-            self._numbers = records.load_numbers(session)
+            self._numbers.issued = records.load_numbers(session)
             self.rollouts = records.load_live(session, silent_s=silent_s)
             assigned = records.load_assignments(session)
+            self._endings.replace(load_endings(session, self._clock()))
         self.replace_assignments(assigned)
         for name, kept in self.rollouts.items():
             rows = kept.rollout.targets.values()
@@ -95,10 +108,7 @@ class State:
                 continue
             self._published[node] = Wanted.of(desired)
             self.sent[node] = raw[node]
-            before = self._numbers.get(node, IssuedNumbers())
-            # Higher than what is stored: the database is an old copy.
-            generation = max(before.generation, desired.generation)
-            self._numbers[node] = replace(before, generation=generation)
+            self._numbers.at_least(node, desired.generation)
         self.planner.adopt(self._published)
         self._torrents |= self._holders.keys()
         self._nodes |= self.assigned.keys() | self._published.keys()
@@ -181,14 +191,19 @@ class State:
             self.assign(node, held)
             still_wanted = any(one.infohash == infohash for one in held)
             if self.fleet.is_online(node) and not still_wanted:
-                self._cancels.setdefault(node, set()).add(infohash)
+                self._orders.add(node, Cancel(infohash=infohash))
+
+    def set_endings(self, endings: Iterable[Ending]) -> None:
+        """What runs from these images is to be ended, wherever it is found."""
+        self._endings.replace(endings)
 
     def forget(self, node: str) -> None:
         """The node was taken off the inventory."""
         self.assign(node, ())
         self.fleet.forget(node)
-        for marks in (self._published, self.sent, self._cancels):
+        for marks in (self._published, self.sent):
             marks.pop(node, None)
+        self._orders.drop(node)
         self._nodes.discard(node)
         for name, kept in list(self.rollouts.items()):
             self._move(name, machine.left(kept.rollout, node), node)
@@ -254,9 +269,11 @@ class State:
         told = self._told()
         numbers: dict[str, IssuedNumbers] = {}
         for node in told:
-            numbers[node] = self._next(node, generation=now)
-        for node in self._cancels:
-            numbers[node] = self._next(node, sequence=now)
+            numbers[node] = self._numbers.next_generation(node, now)
+        for node, ends in self._endings.look(self.fleet, now).items():
+            self._orders.add(node, *ends)
+        for node in self._orders.nodes:
+            numbers[node] = self._numbers.next_sequence(node, now)
         self._mark_issued(told, now)
         self._advance(now)
         await self._save(numbers, list(events), now)
@@ -266,17 +283,14 @@ class State:
             )
             for node, wanted in told.items()
         }
-        orders = {
-            node: seal_cancel(
-                node, sorted(stopped), sequence=numbers[node].sequence, now=now, key=self._key
-            )
-            for node, stopped in self._cancels.items()
-        }
+        orders = self._orders.sealed(numbers, now=now, key=self._key)
         outbox = Outbox(desired, orders, frozenset(self._changed))
         self._published |= told
         self.sent |= desired
-        for marks in (self._nodes, self._rows, self._ended, self._changed, self._cancels):
+        for marks in (self._nodes, self._rows, self._ended, self._changed):
             marks.clear()
+        self._orders.clear()
+        self._endings.unsaved.clear()
         return outbox
 
     def _told(self) -> dict[str, Wanted]:
@@ -300,26 +314,14 @@ class State:
                 told[node] = wanted
         return told
 
-    def _next(
-        self, node: str, *, generation: datetime | None = None, sequence: datetime | None = None
-    ) -> IssuedNumbers:
-        issued = self._numbers.get(node, IssuedNumbers())
-        if generation is not None:
-            floor = int(generation.timestamp())
-            issued = replace(issued, generation=max(issued.generation + 1, floor))
-        if sequence is not None:
-            issued = replace(issued, sequence=max(issued.sequence + 1, int(sequence.timestamp())))
-        self._numbers[node] = issued
-        return issued
-
     def _mark_issued(self, told: Mapping[str, Wanted], now: datetime) -> None:
         for name, node in list(self._unsent):
             kept, wanted = self.rollouts.get(name), told.get(node) or self._published.get(node)
             if kept is None:
                 self._unsent.discard((name, node))
             elif wanted is not None and wanted.names(kept.rollout.image.infohash):
-                generation = self._numbers.get(node, IssuedNumbers()).generation
-                self._move(name, machine.issued(kept.rollout, node, generation, now), node)
+                sent = self._numbers.generation(node)
+                self._move(name, machine.issued(kept.rollout, node, sent, now), node)
                 self._unsent.discard((name, node))
 
     def _advance(self, now: datetime) -> None:
@@ -341,7 +343,8 @@ class State:
     async def _save(
         self, numbers: Mapping[str, IssuedNumbers], events: list[Event], now: datetime
     ) -> None:
-        if not (numbers or events or self._rows or self._ended):
+        ended_uses = self._endings.unsaved
+        if not (numbers or events or self._rows or self._ended or ended_uses):
             return
 
         def save() -> None:
@@ -352,6 +355,7 @@ class State:
                 for name in self._ended:
                     records.end_rollout(session, self.rollouts[name], actor=CONTROLLER)
                 records.add_events(session, events, now=now)
+                note_ended(session, ended_uses, now=now)
 
         await asyncio.to_thread(save)
 

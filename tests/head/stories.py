@@ -29,6 +29,7 @@ from distrib.db.models import Node, Role
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url
 from distrib.errors import NotFound
+from distrib.rollout.wanting import Wish
 from distrib.trust.directory import load_trust_directory
 from distrib.trust.names import slash_form
 from distrib.trust.signature import sign_smime
@@ -111,6 +112,28 @@ def image_bytes(seed: int = 0, size_bytes: int = 300_000) -> bytes:
     return hashlib.shake_256(f"image {seed}".encode()).digest(size_bytes)
 
 
+class Uses:
+    """Stands in for the ending of uses and for pre-staging."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def want(self, wish: Wish) -> Document:
+        return {"image": wish.image, "job": wish.job, "state": "waits"}
+
+    async def wants(self) -> list[Document]:
+        return []
+
+    async def done_wanting(self, image: str, job: str) -> int:
+        return 1
+
+    async def end_uses(
+        self, identifier: str, version: str, *, reason: str, actor: str
+    ) -> list[Document]:
+        self.ended.append(f"{identifier}@{version} {reason}")
+        return []
+
+
 class Rollouts:
     """Stands in for the rollout service: rollouts are what a story says, step by step."""
 
@@ -119,6 +142,7 @@ class Rollouts:
         self.steps: list[Document] = []
         self.requests: list[Document] = []
         self.aborted: list[str] = []
+        self.uses = Uses()
 
     async def start(self, request: Document, actor: str) -> Document:
         self.requests.append(dict(request) | {"actor": actor})
