@@ -14,23 +14,25 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 from weakref import WeakKeyDictionary
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.records import VolumeRecord
 from agent.pull.pull import Pull
 from agent.pull.running import RunningPull
+from agent.pull.torrents import TorrentFiles
 from agent.socket.caller import Caller
 from agent.socket.request import parse
 from agent.socket.server import Args, Operation, Send
 from distrib.bus.messages import State
 from distrib.bus.schema import Infohash
 from distrib.errors import Conflict, NotFound, NotReady, Revoked, StorageFailed
-from distrib.tsunami.protocol import bitmap, ranges
+from distrib.swarm.pieces import piece_hashes
+from distrib.tsunami.protocol import HASHES_MAX, bitmap, ranges
 
 LOOK_AGAIN_S: Final = 0.5
 """How soon a reader hears that an image may not be read any more."""
@@ -45,6 +47,11 @@ class _Pieces(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     infohash: Infohash
+
+
+class _Hashes(_Pieces):
+    first: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=1, le=HASHES_MAX)]
 
 
 @dataclass
@@ -64,20 +71,37 @@ class Lending:
         cache: Cache,
         authority: Authority,
         *,
+        torrents: TorrentFiles,
         pulls: Mapping[str, RunningPull],
         user: str | None,
     ) -> None:
         self._cache = cache
         self._authority = authority
+        self._torrents = torrents
         self._pulls = pulls
         self._user = user
         self._flushes: WeakKeyDictionary[Pull, _Flushed] = WeakKeyDictionary()
-        self.table: dict[str, Operation] = {"pieces": self._pieces}
+        self.table: dict[str, Operation] = {"pieces": self._pieces, "hashes": self._hashes}
+
+    def _check(self, caller: Caller, what: str) -> None:
+        if self._user is None or caller.user != self._user:
+            caller.require_admin(what)
+
+    async def _hashes(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        """The hashes of some pieces, as the torrent's piece layer has them."""
+        self._check(caller, "hashes")
+        asked = parse(_Hashes, args)
+        record = await self._readable(asked.infohash)
+        known = await asyncio.to_thread(self._torrents.with_layers, record)
+        if known is None:
+            raise NotReady("the piece hashes are not known yet", hint="ask again later")
+        info, torrent = known
+        found = piece_hashes(torrent, info)[asked.first : asked.first + asked.count]
+        return {"hashes": base64.b64encode(b"".join(found)).decode()}
 
     async def _pieces(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         """Lend one volume, and tell of its pieces until the caller hangs up."""
-        if self._user is None or caller.user != self._user:
-            caller.require_admin("pieces")
+        self._check(caller, "pieces")
         infohash = parse(_Pieces, args).infohash
         record = await self._readable(infohash)
         with contextlib.ExitStack() as stack:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agent.socket.client import AgentError
+from agent.socket.client import AgentError, ask
 from distrib.errors import (
     DistribError,
     MessageInvalid,
@@ -79,12 +79,17 @@ class AgentShelf:
                 int(first["piece_bytes"]),
                 base64.b64decode(first["have"]),
                 lambda: _updates(lines),
+                lambda first, count: self._hashes(infohash, first, count),
                 close,
             )
         except (KeyError, ValueError, TypeError, binascii.Error):
             os.close(fd)
             close()
             raise MessageInvalid("the agent: not an answer", hint="of another version?") from None
+
+    def _hashes(self, infohash: str, first: int, count: int) -> bytes:
+        answer = ask(self._path, "hashes", infohash=infohash, first=first, count=count)
+        return base64.b64decode(answer["hashes"])
 
 
 class _Lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from distrib.errors import (
@@ -19,10 +19,12 @@ from distrib.errors import (
 from distrib.tsunami import protocol
 from distrib.tsunami.protocol import (
     Absent,
+    AskHashes,
     Drop,
     Failed,
     Frames,
     Get,
+    Hashes,
     Have,
     Hello,
     Idle,
@@ -57,7 +59,15 @@ class ByteStream(Protocol):
 class PieceClient:
     """One image at one peer. One thread reads; requests may come from any."""
 
-    def __init__(self, stream: ByteStream, infohash: str, *, peer: str) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        infohash: str,
+        *,
+        peer: str,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_close = on_close
         self.peer = peer
         self._infohash = infohash
         self._stream = stream
@@ -96,6 +106,27 @@ class PieceClient:
         """These are not needed any more; some may come nevertheless."""
         self._send(Drop(first, count))
 
+    def layer(self) -> bytes:
+        """The hashes of all pieces, one after another: to be compared with the root. Only before
+        anything else was asked for. Raises as ``next`` does."""
+        assert self.opened is not None  # noqa: S101 - after ``open``
+        found, pieces = b"", self.opened.pieces
+        while len(found) < pieces * protocol.HASH_BYTES:
+            first = len(found) // protocol.HASH_BYTES
+            count = min(protocol.HASHES_MAX, pieces - first)
+            self._send(AskHashes(first, count))
+            answer = self._reply()
+            while isinstance(answer, Idle | Have):
+                answer = self._reply()
+            if (
+                not isinstance(answer, Hashes)
+                or answer.first != first
+                or len(answer.hashes) != count * protocol.HASH_BYTES
+            ):
+                raise self._invalid("hashes that were not asked for")
+            found += answer.hashes
+        return found
+
     def next(self) -> Piece | Absent | Have | None:
         """The next of what comes; None where the peer has ended the session.
 
@@ -121,6 +152,7 @@ class PieceClient:
     def close(self) -> None:
         """End the session, from any thread."""
         self._stream.close()
+        self._on_close()
 
     def _send(self, *messages: protocol.Request) -> None:
         with self._sending:

@@ -18,6 +18,8 @@ REQUEST_MAX_BYTES: Final = (1 << 20) + 64
 REPLY_MAX_BYTES: Final = (1 << 24) + 64
 PIECES_MAX: Final = 1 << 23
 PIECE_MAX_BYTES: Final = 1 << 24
+HASH_BYTES: Final = 32
+HASHES_MAX: Final = 1 << 14
 CODE_MAX_BYTES: Final = 64
 TEXT_MAX_BYTES: Final = 2000
 
@@ -53,6 +55,18 @@ class Subscribe:
 class Drop:
     first: int
     count: int
+
+
+@dataclass(frozen=True)
+class AskHashes:
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Hashes:
+    first: int
+    hashes: bytes
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,8 @@ class Failed:
     text: str
 
 
-Request = Hello | Open | Get | Subscribe | Drop
-Reply = Welcome | Opened | Piece | Absent | Have | Idle | Failed
+Request = Hello | Open | Get | Subscribe | Drop | AskHashes
+Reply = Welcome | Opened | Piece | Absent | Have | Idle | Failed | Hashes
 
 
 def encode(message: Request | Reply) -> bytes:
@@ -115,7 +129,7 @@ def piece_header(index: int, size_bytes: int) -> bytes:
     return _LENGTH.pack(5 + size_bytes) + b"\x83" + _LENGTH.pack(index)
 
 
-def _body(message: Request | Reply) -> tuple[int, bytes]:  # noqa: PLR0911 - a row each
+def _body(message: Request | Reply) -> tuple[int, bytes]:  # noqa: PLR0911, PLR0912 - a row each
     match message:
         case Hello(version):
             return 1, _HELLO.pack(MAGIC, version)
@@ -127,6 +141,8 @@ def _body(message: Request | Reply) -> tuple[int, bytes]:  # noqa: PLR0911 - a r
             return 4, wanted
         case Drop(first, count):
             return 5, _RANGE.pack(first, count)
+        case AskHashes(first, count):
+            return 6, _RANGE.pack(first, count)
         case Welcome(version):
             return 129, _VERSION.pack(version)
         case Opened(size_bytes, piece_bytes, have):
@@ -139,6 +155,8 @@ def _body(message: Request | Reply) -> tuple[int, bytes]:  # noqa: PLR0911 - a r
             return 133, _RANGE.pack(first, count)
         case Idle():
             return 134, b""
+        case Hashes(first, hashes):
+            return 136, _LENGTH.pack(first) + hashes
         case Failed(code, text):
             raw, told = code.encode()[:CODE_MAX_BYTES], text.encode()[:TEXT_MAX_BYTES]
             return 135, bytes([len(raw)]) + raw + told
@@ -192,6 +210,8 @@ def request(kind: int, body: bytes) -> Request:
                 return Subscribe(body)
             case 5:
                 return Drop(*_range(body))
+            case 6:
+                return AskHashes(*_range(body))
     except struct.error:
         pass
     raise _invalid(f"a request of kind {kind} and {len(body)} bytes")
@@ -217,6 +237,8 @@ def reply(kind: int, body: bytes) -> Reply:  # noqa: PLR0911 - a row each
                 return Have(*_range(body))
             case 134 if not body:
                 return Idle()
+            case 136 if len(body) > 4 and len(body) % HASH_BYTES == 4:
+                return Hashes(_LENGTH.unpack_from(body)[0], body[4:])
             case 135 if body and len(body) >= 1 + body[0]:
                 code, text = body[1 : 1 + body[0]], body[1 + body[0] :]
                 return Failed(

@@ -21,10 +21,12 @@ from distrib.errors import DistribError, MessageInvalid, StorageFailed, TimedOut
 from distrib.tsunami import protocol
 from distrib.tsunami.protocol import (
     Absent,
+    AskHashes,
     Drop,
     Failed,
     Frames,
     Get,
+    Hashes,
     Have,
     Hello,
     Idle,
@@ -44,13 +46,15 @@ class Lent:
     """An image that may be read: ``fd`` is open for reading, and closed by who borrowed it.
 
     ``updates`` yields ranges of pieces that become readable, and raises a DistribError when the
-    image may not be read any more; it may block, and ends when ``close`` is called."""
+    image may not be read any more; it may block, and ends when ``close`` is called. ``hashes``
+    gives those of a range of pieces, or raises a DistribError."""
 
     fd: int
     size_bytes: int
     piece_bytes: int
     have: bytes
     updates: Callable[[], Iterator[Iterable[tuple[int, int]]]]
+    hashes: Callable[[int, int], bytes]
     close: Callable[[], None]
 
 
@@ -82,6 +86,11 @@ class _Wants:
         self.asked: deque[tuple[int, int]] = deque()
         self.ready: deque[int] = deque()
         self.news: deque[tuple[int, int]] = deque()
+        self.hashes: deque[tuple[int, int]] = deque()
+
+    def ask_hashes(self, first: int, count: int) -> None:
+        protocol.check_range(first, count, self.pieces)
+        self.hashes.append((first, min(count, protocol.HASHES_MAX)))
 
     def subscribe(self, raw: bytes) -> None:
         self.wanted = protocol.flags(raw, self.pieces)
@@ -106,8 +115,15 @@ class _Wants:
                 else:
                     self.news.append((index, 1))
 
-    def next(self) -> int | Absent | Have | None:
+    @property
+    def waiting(self) -> int:
+        """Ranges that wait for their answer."""
+        return len(self.asked) + len(self.hashes)
+
+    def next(self) -> int | Absent | Have | AskHashes | None:
         """A piece to send, or what to tell."""
+        if self.hashes:
+            return AskHashes(*self.hashes.popleft())
         if self.asked:
             first, count = self.asked.popleft()
             held = bool(self.have[first])
@@ -222,7 +238,7 @@ class PieceSession:
                 with self._turn:
                     self._used_s = time.monotonic()
                     # A client that asks faster than it takes waits here, not in our memory.
-                    self._turn.wait_for(lambda: len(wants.asked) < RANGES_MAX or self._ended)
+                    self._turn.wait_for(lambda: wants.waiting < RANGES_MAX or self._ended)
                     _obey(message, wants)
                     self._turn.notify_all()
         except DistribError as error:
@@ -266,6 +282,9 @@ class PieceSession:
                 self._write(
                     protocol.encode(Idle()) if found < 0 else self._piece(lent, found),
                 )
+            elif isinstance(found, AskHashes):
+                hashes = lent.hashes(found.first, found.count)
+                self._write(protocol.encode(Hashes(found.first, hashes)))
             elif found is not None:
                 self._write(protocol.encode(found))
 
@@ -308,6 +327,8 @@ def _obey(message: Request, wants: _Wants) -> None:
             wants.subscribe(wanted)
         case Drop(first, count):
             wants.drop(first, count)
+        case AskHashes(first, count):
+            wants.ask_hashes(first, count)
         case _:
             raise MessageInvalid("pieces over SSH: a second beginning", hint="see tsunami.md")
 

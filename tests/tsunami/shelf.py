@@ -108,10 +108,17 @@ class SocketShelf:
         self.loop.close()
 
     async def _run(self) -> None:
-        server = SocketServer(self.path, {"pieces": self._pieces}, admin_groups=())
+        server = SocketServer(
+            self.path, {"pieces": self._pieces, "hashes": self._hashes}, admin_groups=()
+        )
         async with server.running():
             self._ready.set()
             await self._over.wait()
+
+    async def _hashes(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
+        first, count = args["first"], args["count"]
+        digests = b"".join(index.to_bytes(32) for index in range(first, first + count))
+        return {"hashes": base64.b64encode(digests).decode()}
 
     async def _pieces(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         held = self._images.get(parse(_Asked, args).infohash)

@@ -97,8 +97,8 @@ def test_a_subscriber_gets_pieces_as_they_arrive(connection: Connection, held: H
     there = [index for index in range(PIECES // 2) if index % 2 == 0]
     assert pieces(client, len(there)) == there
     held.arrive(PIECES - 2, 2)
-    assert pieces(client, 1) == [PIECES - 2]
     assert client.next() == Have(PIECES - 1, 1)
+    assert pieces(client, 1) == [PIECES - 2]
 
 
 def test_what_is_dropped_is_not_sent_again(connection: Connection, held: Held) -> None:
@@ -110,6 +110,13 @@ def test_what_is_dropped_is_not_sent_again(connection: Connection, held: Held) -
     held.arrive(PIECES // 2, 6)
     assert client.next() == Have(PIECES // 2, 4)
     assert pieces(client, 2) == [PIECES // 2 + 4, PIECES // 2 + 5]
+
+
+def test_the_hashes_of_pieces_come_first(connection: Connection, held: Held) -> None:
+    client = opened(connection, held)
+    assert client.layer() == b"".join(index.to_bytes(32) for index in range(PIECES))
+    client.get(1, 1)
+    assert pieces(client, 1) == [1]
 
 
 def test_an_image_that_is_withdrawn_ends_the_session(connection: Connection, held: Held) -> None:
@@ -151,7 +158,7 @@ def test_no_terminal_shell_file_transfer_or_forwarding(
         channel.invoke_shell()
         channel.shutdown_write()
         assert channel.recv(100) == b"", "the forced command, which ended with its input"
-        with pytest.raises((paramiko.SSHException, EOFError, OSError)):
+        with pytest.raises((paramiko.SSHException, paramiko.SFTPError, EOFError)):
             paramiko.SFTPClient.from_transport(transport)
         with pytest.raises(paramiko.ChannelException, match="prohibited"):
             transport.open_channel("direct-tcpip", (sshd.address, sshd.port), ("127.0.0.1", 1))
@@ -180,17 +187,16 @@ def test_an_agent_is_not_forwarded(sshd: Sshd, tmp_path: Path) -> None:
     """The same options, and a command that tells what it was given."""
     key = make_key(tmp_path / "key")
     line = key_line(public(key), agent_socket=Path("/none"))
-    before, _, after = line.partition('command="')
-    sshd.admit(
-        f'{before}command="echo agent=$SSH_AUTH_SOCK tty=$SSH_TTY"{after.partition(chr(34))[2]}'
-    )
+    options, _, after = line.partition('command="')
+    rest = after.partition('"')[2]
+    sshd.admit(f'{options}command="echo agent=$SSH_AUTH_SOCK tty=$SSH_TTY"{rest}')
     known = tmp_path / "known"
     known.write_text(sshd.known_hosts_line)
     agent = subprocess.run(["ssh-agent", "-s"], check=True, capture_output=True, text=True).stdout
     sock, pid = (part.split(";")[0] for part in agent.split("=")[1:3])
     try:
         done = subprocess.run(
-            ["ssh", "-F", "/dev/null", "-A", "-tt", "-i", str(key), "-p", str(sshd.port),
+            ["ssh", "-F", "/dev/null", "-A", "-i", str(key), "-p", str(sshd.port),
              "-o", f"UserKnownHostsFile={known}", f"{USER}@{sshd.address}"],
             check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL,
             env=os.environ | {"SSH_AUTH_SOCK": sock}, timeout=20,

@@ -1,0 +1,322 @@
+"""SSH as a source: pieces from peers' `serve-pieces`, asked in the order of the relay plan.
+
+The plan, its repair and its deadline are those of the swarm (``machine``): a peer that is asked is
+logged in to, and what is missing is subscribed to there, so that a parent sends on what it gets
+itself. Sessions are worker threads; the sink is spoken to in the event loop only. Where several
+peers are connected, each is subscribed to a share of what is missing, dealt anew as they come and
+go and every two seconds: a piece may come twice after a change, never be forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.pull import machine
+from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe
+from agent.pull.source import PieceSink
+from distrib.bus.messages import NodeReason, Peer
+from distrib.errors import DistribError, NetworkError, TimedOut
+from distrib.swarm.events import PeerSample
+from distrib.swarm.pieces import piece_hashes, torrent_with_layer
+from distrib.swarm.torrent import TorrentInfo
+from distrib.tsunami.client import COMMAND, PieceClient
+from distrib.tsunami.keys import HostTrust, Identity
+from distrib.tsunami.protocol import Have, Piece
+from distrib.tsunami.ssh import Limits, connect
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.5
+OFFERS_MAX_BYTES = 8 << 20
+"""Of each peer, what may wait for its hash; more waits in the SSH window, then at the peer."""
+
+BAD_MAX = 2
+SHARE_AGAIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class SshAccess:
+    """How this node logs in to others. ``authorities`` sign host keys, where the site has one."""
+
+    identity: Identity
+    user: str
+    authorities: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def open(self, peer: Peer, infohash: str) -> PieceClient:
+        """Log in to a peer and begin `serve-pieces` there. Blocks. Raises DistribError."""
+        trust = HostTrust(peer.host_keys, self.authorities, (peer.node, peer.address))
+        connection = connect(
+            peer.address,
+            peer.ssh_port,
+            self.user,
+            identity=self.identity,
+            trust=trust,
+            limits=self.limits,
+        )
+        try:
+            return PieceClient(
+                connection.run(COMMAND), infohash, peer=peer.node, on_close=connection.close
+            )
+        except BaseException:
+            connection.close()
+            raise
+
+
+def fetch_layers(access: SshAccess, peer: Peer, raw_info: bytes, info: TorrentInfo) -> bytes:
+    """The torrent with its piece layer, asked from a peer over SSH and checked against the root.
+
+    Without it nothing that comes over SSH could be hashed. Blocks. Raises DistribError."""
+    with contextlib.closing(access.open(peer, info.infohash)) as client:
+        client.open(size_bytes=info.size_bytes, piece_bytes=info.piece_bytes)
+        torrent = torrent_with_layer(raw_info, client.layer() if info.pieces > 1 else b"")
+    piece_hashes(torrent, info)
+    return torrent
+
+
+@dataclass(eq=False)
+class _Session:
+    peer: Peer
+    task: asyncio.Task[None] | None = None
+    client: PieceClient | None = None
+    have: bytearray = field(default_factory=bytearray)
+    received_bytes: int = 0
+    bad: int = 0
+
+
+class TsunamiSource:
+    """Logs in to peers, and looks elsewhere when they stall. The sink's torrent knows its piece
+    layer (``fetch_layers``). ``brought`` is told the peer and the bytes of each good piece."""
+
+    name = "tsunami"
+
+    def __init__(
+        self,
+        plan: Plan,
+        access: SshAccess,
+        *,
+        deadline_s: float | None = None,
+        on_parent_lost: Callable[[ParentLost], None] = lambda _: None,
+        on_bad_peer: Callable[[Peer, str], None] = lambda _peer, _why: None,
+        brought: Callable[[Peer, int], None] = lambda _peer, _bytes: None,
+    ) -> None:
+        self._access = access
+        self._on_parent_lost = on_parent_lost
+        self._on_bad_peer = on_bad_peer
+        self._brought = brought
+        self._sessions: dict[str, _Session] = {}
+        self._sink: PieceSink | None = None
+        self._shared_s = 0.0
+        self._good: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._state, self._first = machine.start(plan, now_s=self._now_s(), deadline_s=deadline_s)
+
+    @property
+    def reason(self) -> NodeReason | None:
+        """Why pieces do not come, while they do not."""
+        return self._state.reason
+
+    @property
+    def text(self) -> str:
+        """The same in words, with the peer's name."""
+        return self._state.text
+
+    def follow(self, plan: Plan, *, deadline_s: float | None = None) -> None:
+        """Fetch by a new plan, until another deadline, from now on."""
+        self._step(machine.on_plan(self._state, plan, now_s=self._now_s(), deadline_s=deadline_s))
+
+    async def bring(self, sink: PieceSink) -> None:
+        """See ``Source.bring``. Raises TimedOut at the deadline."""
+        self._sink = sink
+        complete = asyncio.create_task(sink.complete(), name="complete")
+        try:
+            self._act(self._first)
+            while not complete.done():
+                await asyncio.wait({complete}, timeout=TICK_S)
+                self._step(machine.on_sample(self._state, self._samples(), now_s=self._now_s()))
+                self._step(machine.on_tick(self._state, now_s=self._now_s()))
+                if self._now_s() - self._shared_s > SHARE_AGAIN_S and len(self._open()) > 1:
+                    self._share()
+        finally:
+            complete.cancel()
+            tasks = [one.task for one in self._sessions.values() if one.task] + list(self._tasks)
+            for session in list(self._sessions.values()):
+                self._close(session)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(complete, *tasks, return_exceptions=True)
+            self._sink = None
+
+    # -- what the plan's machine wants ------------------------------------------------------------
+
+    def _step(self, step: machine.Step) -> None:
+        self._state, effects = step
+        self._act(effects)
+
+    def _act(self, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case Ask(peers):
+                    for peer in peers:
+                        self._dial(peer)
+                case Leave(peers):
+                    for peer in peers:
+                        session = self._sessions.get(peer.address)
+                        if session is not None:
+                            self._close(session)
+                case Probe(peer):
+                    self._spawn(self._probe(peer), f"probe {peer.node}")
+                case ParentLost():
+                    self._on_parent_lost(effect)
+                case GiveUp(_, text):
+                    raise TimedOut(text, hint="start the rollout again with more time")
+
+    def _dial(self, peer: Peer) -> None:
+        if self._sink is None or peer.address in self._sessions or not peer.ssh_port:
+            return
+        session = _Session(peer)
+        self._sessions[peer.address] = session
+        session.task = asyncio.create_task(self._run(session), name=f"pieces from {peer.node}")
+
+    async def _probe(self, peer: Peer) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                _, writer = await asyncio.open_connection(peer.address, peer.ssh_port)
+            writer.transport.abort()
+            answer = Answer.TAKES
+        except ConnectionRefusedError:
+            answer = Answer.REFUSES
+        except (OSError, TimeoutError):
+            answer = Answer.NONE
+        self._step(machine.on_probe(self._state, peer, answer, now_s=self._now_s()))
+
+    # -- a session --------------------------------------------------------------------------------
+
+    async def _run(self, session: _Session) -> None:
+        address, sink = session.peer.address, self._sink
+        assert sink is not None  # noqa: S101 - dialled inside ``bring``
+        loop = asyncio.get_running_loop()
+        try:
+            client = await asyncio.to_thread(self._access.open, session.peer, sink.infohash)
+            session.client = client
+            session.have = await asyncio.to_thread(
+                client.open, size_bytes=sink.size_bytes, piece_bytes=sink.piece_bytes
+            )
+            self._share()
+            room = asyncio.Semaphore(max(1, OFFERS_MAX_BYTES // sink.piece_bytes))
+
+            def hand_on(piece: Piece) -> None:
+                asyncio.run_coroutine_threadsafe(room.acquire(), loop).result()
+                loop.call_soon_threadsafe(self._take, session, piece, room)
+
+            await asyncio.to_thread(_read, client, hand_on, session.have)
+        except DistribError as error:
+            log.info("peer-ended", peer=session.peer.node, code=error.code, why=error.message)
+        finally:
+            self._close(session)
+        self._step(machine.on_peer_down(self._state, address, now_s=self._now_s()))
+        self._share()
+
+    def _take(self, session: _Session, piece: Piece, room: asyncio.Semaphore) -> None:
+        session.received_bytes += len(piece.data)
+        self._spawn(self._offer(session, piece, room), f"piece {piece.index}")
+
+    async def _offer(self, session: _Session, piece: Piece, room: asyncio.Semaphore) -> None:
+        sink = self._sink
+        try:
+            if sink is None:
+                return
+            if await sink.offer(piece.index, piece.data):
+                if piece.index not in self._good:
+                    self._good.add(piece.index)
+                    self._brought(session.peer, len(piece.data))
+                self._step(machine.on_piece(self._state, now_s=self._now_s()))
+                return
+        finally:
+            room.release()
+        session.bad += 1
+        session.have[piece.index] = 0
+        if session.bad == BAD_MAX:
+            self._on_bad_peer(session.peer, f"{session.bad} pieces failed their hash")
+            self._close(session)
+            address = session.peer.address
+            self._step(machine.on_banned(self._state, address, now_s=self._now_s()))
+        self._share()
+
+    def _share(self) -> None:
+        """Subscribe each session to its share of what is missing; what only one has, there."""
+        sink, sessions = self._sink, self._open()
+        if sink is None or not sessions:
+            return
+        self._shared_s = self._now_s()
+        wanted = _shares(sink.missing(), [one.have for one in sessions])
+        for session, share in zip(sessions, wanted, strict=True):
+            self._spawn(self._subscribe(session, share), "subscribe")
+
+    async def _subscribe(self, session: _Session, share: bytearray) -> None:
+        if session.client is not None:
+            with contextlib.suppress(NetworkError):
+                await asyncio.to_thread(session.client.subscribe, share)
+
+    def _open(self) -> list[_Session]:
+        return [one for one in self._sessions.values() if one.client and one.have]
+
+    def _close(self, session: _Session) -> None:
+        if self._sessions.get(session.peer.address) is session:
+            del self._sessions[session.peer.address]
+        client, session.client = session.client, None
+        if client is not None:
+            # Closing joins paramiko's thread.
+            self._spawn(asyncio.to_thread(client.close), "close")
+
+    def _samples(self) -> list[PeerSample]:
+        missing = self._sink.missing() if self._sink else []
+        return [
+            PeerSample(
+                one.peer.address,
+                one.peer.ssh_port,
+                any(one.have[index] for index in missing),
+                one.received_bytes,
+                0,
+                0,
+                0,
+            )
+            for one in self._open()
+        ]
+
+    def _spawn(self, work: object, name: str) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _read(client: PieceClient, hand_on: Callable[[Piece], None], have: bytearray) -> None:
+    """In a thread: everything that comes, until the end. Raises DistribError."""
+    while (message := client.next()) is not None:
+        match message:
+            case Piece(index):
+                have[index] = 1
+                hand_on(message)
+            case Have(first, count):
+                have[first : first + count] = b"\x01" * count
+
+
+def _shares(missing: Sequence[int], have: Sequence[bytearray]) -> list[bytearray]:
+    """Of every missing piece, who is to send it: those that have it in turn; where nobody has it
+    yet, all in turn, until the shares are dealt anew."""
+    shares = [bytearray(len(one)) for one in have]
+    for turn, index in enumerate(missing):
+        holders = [number for number, one in enumerate(have) if one[index]]
+        number = holders[turn % len(holders)] if holders else turn % len(have)
+        shares[number][index] = 1
+    return shares
