@@ -2,8 +2,8 @@
 
 A chain of hosts, one session each; the clock runs from the moment at which all are told to begin
 to the last one's last piece. `announced`: with libtorrent's `predictive_piece_announce`, which
-tells of a piece before it has passed its hash. `parent_dies`: the second host ends without a word when a
-third of the image is through; the third has the seeder as its other peer.
+tells of a piece before it has passed its hash. `parent_dies`: the second host ends without a word
+when a third of the image is through; the third has the seeder as its other peer.
 """
 
 from __future__ import annotations
