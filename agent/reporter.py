@@ -163,6 +163,7 @@ class Reporter:
             "copied_bytes": record.copied_bytes,
             "reason": record.reason,
             "text": record.text,
+            "by_transport": dict(self._puller().seeding.brought.get(record.infohash, {})),
         }
         puller = self._puller()
         running = puller.pulls.get(record.infohash)

@@ -46,6 +46,7 @@ class Seeding:
         self._monotonic = monotonic
         self._served: dict[str, _Served] = {}
         self._striped: set[str] = set()
+        self.brought: dict[str, Mapping[str, int]] = {}
 
     def __contains__(self, infohash: object) -> bool:
         return infohash in self._served
@@ -58,8 +59,9 @@ class Seeding:
         served = self._served.get(infohash)
         return None if served is None else served.store
 
-    def take(self, infohash: str, store: Store) -> None:
-        """Serve on what a pull has ended with."""
+    def take(self, infohash: str, store: Store, brought: Mapping[str, int]) -> None:
+        """Serve on what a pull has ended with; ``brought`` is told until it is served no more."""
+        self.brought[infohash] = brought
         if isinstance(store, Striped):
             self._striped.add(infohash)
         now_s = self._monotonic()
@@ -105,6 +107,7 @@ class Seeding:
 
     async def close(self, infohash: str) -> None:
         """Serve an image no more."""
+        self.brought.pop(infohash, None)
         served = self._served.pop(infohash, None)
         if served is not None:
             await close(served.store, self._sessions)

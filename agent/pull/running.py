@@ -310,9 +310,9 @@ class RunningPull:
 
     def _sources(self, pull: Pull) -> tuple[Source, ...]:
         """The swarm, unless another transport is ordered, and what else there is."""
-        sources: tuple[Source, ...] = self._swarm if self._means.swarm else ()
         if not self._parts.makers:
-            return sources or self._swarm
+            return self._swarm
+        sources: tuple[Source, ...] = self._swarm if self._swarming else ()
         pulled = Pulled(
             self.image,
             self._info,
@@ -365,10 +365,15 @@ class RunningPull:
         await asyncio.to_thread(self._parts.resume.save, self.image.infohash, mended)
         return mended
 
+    @property
+    def _swarming(self) -> bool:
+        """Whether BitTorrent peers are asked: unless another transport is ordered that there is."""
+        return self._means.swarm or not self._parts.makers
+
     def _first_peers(self, plan: Plan) -> list[tuple[str, int]]:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and
         would come again only after a second."""
-        peers = (*plan.parents, *self._children)
+        peers = (*plan.parents, *self._children) if self._swarming else ()
         return [(peer.address, peer.port) for peer in peers]
 
     def _limit(self) -> None:

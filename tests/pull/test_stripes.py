@@ -129,7 +129,7 @@ async def test_what_came_in_stripes_is_served_whole_on_both_ports_and_later_on_o
             pull, sources = node.begin(sessions, target, [parent])
             await pull.fetch(sources)
             await pull.conclude()
-            served.take(published.info.infohash, pull.transfer)
+            served.take(published.info.infohash, pull.transfer, {"swarm": IMAGE_BYTES})
         await served.look()
         assert isinstance(served.get(published.info.infohash), Striped)
         now_s += IDLE_S
