@@ -1,0 +1,130 @@
+"""Who has no place is not served; who cheats from a node's address harms that address briefly."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from distrib.swarm.classes import Place, see
+from distrib.swarm.profile import lan_profile
+from distrib.swarm.session import SwarmSession
+from distrib.swarm.torrent import TorrentInfo, info_of
+from distrib.swarm.transfer import Transfer
+from tests.pull.conftest import NODE, PORT, SEEDER, Published, published, seeding, session
+
+__all__ = ["published"]
+
+STRANGER = "127.0.3.9"
+HOSTILE_PORT = PORT + 50
+LIMIT_S = 20.0
+
+
+async def until(what: str, holds: Callable[[], bool], *, limit_s: float = LIMIT_S) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            while not holds():  # noqa: ASYNC110 - libtorrent says nothing of what is waited for
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not in {limit_s} s: {what}") from None
+
+
+def leech(own: SwarmSession, published: Published, directory: Path) -> Transfer:
+    directory.mkdir()
+    (directory / "image.raw").write_bytes(bytes(published.info.size_bytes))
+    return own.add(published.info, info_of(published.torrent), directory)
+
+
+def farm(*addresses: str) -> object:
+    return see([Place("r1", "", addresses)], own=[NODE])
+
+
+async def test_a_stranger_is_not_served_and_not_asked_until_it_has_a_place(
+    tmp_path: Path, published: Published
+) -> None:
+    async with seeding(published, address=SEEDER), session(NODE) as own, session(STRANGER) as other:
+        own.admit(farm(SEEDER))
+        mine = own.add(published.info, published.torrent, published.directory, seed=True)
+        theirs = leech(other, published, tmp_path / "stranger")
+        theirs.connect(NODE, PORT)
+        mine.connect(STRANGER, PORT)
+        with pytest.raises(AssertionError):
+            await until("it is served", lambda: theirs.done_bytes > 0, limit_s=1.5)
+        assert mine.peers == set()
+        # The map is another one now: nobody restarts.
+        own.admit(farm(SEEDER, STRANGER))
+        theirs.leave(NODE)
+        theirs.connect(NODE, PORT)
+        await until("it is served", lambda: theirs.is_complete)
+        await mine.count()
+        assert mine.uploaded_bytes >= published.info.size_bytes
+
+
+async def test_who_loses_its_place_is_cut_off(tmp_path: Path, published: Published) -> None:
+    async with seeding(published, upload_bps=1 << 20) as parent, session(NODE) as own:
+        own.admit(farm(SEEDER))
+        transfer = leech(own, published, tmp_path / "node")
+        transfer.connect(parent.address, parent.port)
+        await until("it moves", lambda: transfer.done_bytes > 0)
+        own.admit(farm())
+        await until("it is cut off", lambda: not transfer.peers)
+
+
+class Hostile:
+    """A process of a local user on a node's address: a session whose image has other bytes."""
+
+    def __init__(self, directory: Path, published: Published) -> None:
+        self._published = published
+        self._directory = directory
+        directory.mkdir()
+        (directory / "image.raw").write_bytes(os.urandom(published.info.size_bytes))
+        profile = lan_profile(address=SEEDER, port=HOSTILE_PORT)
+        profile["seeding_outgoing_connections"] = True
+        self._session = SwarmSession(profile, backend="pread")
+
+    async def at_work(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Pester the victim while ``work`` goes on."""
+        info: TorrentInfo = self._published.info
+        async with self._session.running():
+            # Not as a seed: libtorrent would look at each piece before it sends it.
+            have = [True] * info.pieces
+            lying = self._session.add(info, self._published.torrent, self._directory, have=have)
+            pestering = asyncio.create_task(self._pester(lying))
+            try:
+                await work()
+            finally:
+                pestering.cancel()
+                await asyncio.gather(pestering, return_exceptions=True)
+
+    async def _pester(self, lying: Transfer) -> None:
+        while True:
+            if NODE not in lying.peers:
+                lying.leave(NODE)
+                lying.connect(NODE, PORT)
+            await asyncio.sleep(0.2)
+
+
+async def test_a_local_user_on_a_nodes_address_gets_only_itself_banned(
+    tmp_path: Path, published: Published
+) -> None:
+    hostile = Hostile(tmp_path / "hostile", published)
+    async with session(NODE) as own:
+        own.admit(farm(SEEDER))
+        transfer = leech(own, published, tmp_path / "node")
+
+        async def work() -> None:
+            await until("bad blocks came", lambda: bool(transfer.hash_failures))
+            async with seeding(published) as real:
+                began_s = asyncio.get_running_loop().time()
+                while not transfer.is_complete:
+                    transfer.connect(real.address, real.port)
+                    await asyncio.sleep(0.5)
+                    assert asyncio.get_running_loop().time() - began_s < LIMIT_S, "unusable"
+
+        await hostile.at_work(work)
+        assert set(transfer.hash_failures) == {SEEDER}
+        await transfer.flush()
+    assert (tmp_path / "node" / "image.raw").read_bytes() == published.data
