@@ -97,13 +97,16 @@ class Transfer:
 
         A piece whose hash is not known yet is hashed once a peer has given it: the wait is the
         caller's to bound."""
+        # Whoever else offers it now may have wrong bytes, and must not answer for these.
+        while (under_way := self._offers.get(index)) is not None:
+            if await asyncio.shield(under_way):
+                return True
         if self.have[index]:
             return True
-        answer = self._offers.get(index)
-        if answer is None:
-            answer = asyncio.get_running_loop().create_future()
-            self._offers[index] = answer
-            self._handle.add_piece(index, data, 0)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._offers[index] = answer
+        # Without the flag, blocks that are left of a piece that failed are not written again.
+        self._handle.add_piece(index, data, lt.add_piece_flags_t.overwrite_existing)
         return await asyncio.shield(answer)
 
     async def complete(self) -> None:
