@@ -42,10 +42,11 @@ def measured(images: int, seconds: float) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="distrib-many-") as folder:
         with farm_on_loopback(Path(folder), 1) as farm:
             node = farm.nodes["wn1"]
+            _publish(farm, images)
+            # An agent that is there meanwhile verifies each of the site lists.
             node.start()
             assert node.agent is not None
             assert farm.head is not None
-            _publish(farm, images)
             client = _client(farm)
             shown = client.get("/images")["images"]
             began_s = time.monotonic()
