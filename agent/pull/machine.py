@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.pull.pulling import (
+    FALLBACK_WAIT_S,
     HEARD_S,
     KNOWN_MAX,
     LEAVE_S,
@@ -226,7 +227,8 @@ def _in_silence(state: Pulling, silence_s: float, now_s: float) -> Step:
             return _lose(state, peer, NodeReason.NO_PEERS, "cannot be reached", now_s)
         if sample is not None and sample.interesting and silence_s >= state.patience_s:
             return _lose(state, peer, NodeReason.STALLED, "has pieces and sends none", now_s)
-        if silence_s >= WAIT_MAX_S:
+        wait_s = WAIT_MAX_S if peer in state.plan.parents else FALLBACK_WAIT_S
+        if silence_s >= (wait_s if sample is not None else WAIT_MAX_S):
             return _lose(state, peer, NodeReason.STALLED, "has had nothing new", now_s)
         if sample is None:
             away.append(peer)
@@ -292,9 +294,11 @@ def _next(state: Pulling, now_s: float) -> Step:
 
 
 def _candidate(state: Pulling) -> Peer | None:
-    """The first fallback that was not tried since the parents were lost."""
+    """The first fallback that was not tried since the parents were lost, and may have something."""
     tried = state.tried if state.stage is Stage.FALLBACKS else ()
     taken = {peer.address for peer in (*state.plan.parents, *tried)} | state.bad
+    # Connected, and with nothing new: it fetches from this node, or waits for the same parent.
+    taken |= {sample.address for sample in state.samples.values() if not sample.interesting}
     return next((peer for peer in state.plan.fallbacks if peer.address not in taken), None)
 
 

@@ -41,6 +41,9 @@ REDIAL_S = 1.0
 WAIT_MAX_S = 30.0
 """So long a peer is waited for that answers and has nothing new."""
 
+FALLBACK_WAIT_S = 2.0
+"""The same for a fallback: it may be below this node, or wait for the same parent."""
+
 RETURN_S = 1.0
 """A lost parent has come back when it has delivered for so long."""
 

@@ -198,6 +198,24 @@ def test_a_parent_that_delivers_again_is_gone_back_to_and_the_others_are_left() 
     assert story.state.asked == (PARENT,)
 
 
+def test_a_fallback_that_has_nothing_new_has_its_turn_for_two_seconds() -> None:
+    story = Story()
+    story.fed_by(PARENT)
+    story.down(PARENT, Answer.REFUSES)
+    story.silence(1.5, Answer.TAKES, GRANDPARENT, interesting=False)
+    assert story.state.current == (GRANDPARENT,)
+    story.silence(0.7, Answer.TAKES, GRANDPARENT, interesting=False)
+    assert story.state.current == (SEEDER,)
+
+
+def test_a_fallback_that_fetches_from_this_node_is_passed_over() -> None:
+    story = Story()
+    story.fed_by(PARENT)
+    story.sampled(GRANDPARENT, interesting=False)
+    story.down(PARENT, Answer.REFUSES)
+    assert story.state.current == (SEEDER,)
+
+
 def test_a_false_alarm_leaves_who_was_dialled_for_it() -> None:
     story = Story()
     story.fed_by(PARENT)
