@@ -195,7 +195,12 @@ class Approval:
             # While its torrent was made it may have been denied, or overtaken.
             _check_state(fresh)
             missed: dict[str, str] = {}
-            if fresh.state != ImageState.APPROVED:
+            was_told = fresh.state == ImageState.APPROVED
+            before = fresh.audience
+            if audience is not None:
+                fresh.audience = _audience_column(audience)
+            told_anew = was_told and fresh.lapsed_at is None and fresh.audience != before
+            if not was_told:
                 _check_newest(session, fresh)
                 missed = self._examination.require(session, fresh, force=force)
                 check_bytes_free(session, fresh, fresh.infohash, now)
@@ -203,8 +208,10 @@ class Approval:
                 fresh.state, fresh.since, fresh.reason = ImageState.APPROVED, now, reason
                 fresh.approved_at, fresh.until = now, None
                 emit(session, now, EventType.AVAILABLE_PREFIX, image=fresh)
-            if audience is not None:
-                fresh.audience = _audience_column(audience)
+            if told_anew:
+                # It is on the list already, and for others from now on.
+                emit(session, now, EventType.AVAILABLE_PREFIX, image=fresh)
+                emit(session, now, EventType.AVAILABLE_POSTFIX, image=fresh)
             for alias in aliases:
                 _check_alias_free(session, alias, fresh.identifier)
                 if session.get(Alias, alias) is None:

@@ -181,8 +181,16 @@ def _image_environment(image: Image) -> dict[str, str]:
         "DISTRIB_EVENT_STATE": image.state,
         "DISTRIB_EVENT_REASON": image.reason,
         "DISTRIB_EVENT_ENDORSER_DN": image.endorser_dn,
+        "DISTRIB_EVENT_AUDIENCE": _audience(image),
+        "DISTRIB_EVENT_PROPOSED_BY": image.proposed_by or "",
         LIST_SHA512_VARIABLE: image.list_sha512,
     }
+
+
+def _audience(image: Image) -> str:
+    """Names of users hold neither colons nor spaces: ``users:`` is nobody's name."""
+    users = (image.audience or {}).get("users")
+    return "all" if users is None else "users:" + ",".join(users)
 
 
 def _newer_listed(session: Session, image: Image, at: datetime) -> str | None:

@@ -158,6 +158,27 @@ async def test_opennebula_keeps_what_a_machine_uses_and_disables_it(
 
 
 @pytest.mark.usefixtures("store")
+async def test_an_image_of_a_user_is_not_made_public(outbox: Outbox, cloud: Path) -> None:
+    config = cloud / "conf"
+    config.write_text(f"export OS_CLOUD={cloud} ONE_CLOUD={cloud}\nVISIBILITY=--public\nMODE=644\n")
+    hers = outbox.image(audience={"users": ["alice"]}, proposed_by="alice")
+    async with outbox.delivering(handler([str(EXAMPLES / "glance"), str(config)])):
+        first = outbox.emit(AVAILABLE, hers)
+        await until(lambda: outbox.is_done(first))
+        assert "--private" in calls_of(cloud, "create")[0]
+        hers.audience = {"all": True}
+        opened = outbox.emit(AVAILABLE, hers)
+        await until(lambda: outbox.is_done(opened))
+        assert [image["visibility"] for image in images_of(cloud)] == ["--public"]
+    (cloud / "images.json").unlink()
+    hers.audience = {"users": ["alice"]}
+    async with outbox.delivering(handler([str(EXAMPLES / "opennebula"), str(config)], name="one")):
+        closed = outbox.emit(AVAILABLE, hers)
+        await until(lambda: outbox.is_done(closed, handler="one"))
+        assert [image["mode"] for image in images_of(cloud)] == ["600"]
+
+
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     ("example", "variable"), [("glance", "OS_CLOUD"), ("opennebula", "ONE_CLOUD")]
 )

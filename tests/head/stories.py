@@ -24,6 +24,7 @@ from distrib.api.services import Document, Services
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.identity import SiteIdentity
 from distrib.catalogue.intake_settings import IntakeSettings
+from distrib.catalogue.proposal_settings import ProposalSettings
 from distrib.db.audit import newest
 from distrib.db.models import Node, Role
 from distrib.db.schema import upgrade
@@ -241,6 +242,7 @@ def open_head(
     *,
     url: str | None = None,
     intake: IntakeSettings | None = None,
+    proposals: ProposalSettings | None = None,
 ) -> Head:
     """A head over a state directory, new or not; ``url`` of its database, by default SQLite's."""
     state_dir.mkdir(exist_ok=True)
@@ -266,6 +268,7 @@ def open_head(
         clock=clock,
         on_published=published.append,
         intake=intake,
+        proposals=proposals,
     )
     rollouts = Rollouts(database)
     services = Services(
