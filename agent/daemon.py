@@ -25,10 +25,10 @@ from agent.lending import Lending
 from agent.news import CacheNews
 from agent.operations import Operations
 from agent.pull.copying import DiskRate
+from agent.pull.parts import PullParts
 from agent.pull.previous import PreviousVersions
 from agent.pull.pulling import ParentLost as ParentGone
 from agent.pull.resume import ResumeFiles
-from agent.pull.parts import PullParts
 from agent.pull.torrents import TorrentFiles
 from agent.puller import Puller
 from agent.reporter import Reporter
