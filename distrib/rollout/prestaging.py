@@ -186,7 +186,7 @@ class Prestaging:
             if is_prestaging(name)
             and kept.rollout.image.identifier == image.identifier
             and kept.rollout.image.version == image.version
-            and kept.rollout.phase is not machine.Phase.ABORTED
+            and (kept.rollout.is_running or self._nodes_of(name))
         ]
 
     async def _give_up_failed(
@@ -225,6 +225,11 @@ class Prestaging:
             candidate_of(self._state.fleet, node, failed=node in tried) for node in standing.others
         ]
         return choose(candidates, missing=missing, size_bytes=image.size_bytes or 0, near=wish.near)
+
+    def _nodes_of(self, name: str) -> list[str]:
+        """The nodes that are to hold an image because of this rollout."""
+        assigned = self._state.assigned.items()
+        return [node for node, held in assigned if any(one.rollout == name for one in held)]
 
     def _check_running(self) -> None:
         under_way = sum(
@@ -279,7 +284,7 @@ class Prestaging:
     async def _release(self, name: str, *, why: str) -> None:
         """The nodes need not hold it any longer; what is still under way there is ended."""
         kept = self._state.rollouts.get(name)
-        if kept is None:
+        if kept is None or not (kept.rollout.is_running or self._nodes_of(name)):
             return
         now = self._clock()
         wanted: Held = {
