@@ -14,6 +14,7 @@ from agent.hooks.gridengine.cell import Qconf
 from agent.hooks.gridengine.install import (
     RECORD,
     Change,
+    Left,
     Wish,
     apply,
     load,
@@ -90,10 +91,10 @@ def install(
 def remove(wrappers_only: bool, directory: Path, dry_run: bool, as_json: bool) -> int:
     """Put the cell's configuration back as it was, and remove this host's wrappers."""
     done: list[Change] = []
-    left: list[Change] = []
+    left: list[Left] = []
     if not wrappers_only:
         done, left = undo(Qconf(), RECORD, dry_run=dry_run)
-    named = any(str(directory.absolute()) in (change.before or "") for change in left)
+    named = any(str(directory.absolute()) in (one.change.before or "") for one in left)
     wrappers = [] if named else remove_wrappers(directory.absolute(), dry_run=dry_run)
     _tell(done, left, wrappers, dry_run=dry_run, as_json=as_json)
     return int(ExitStatus.PARTIAL if left else ExitStatus.DONE)
@@ -133,21 +134,22 @@ def _amount(text: str) -> tuple[str, str]:
 
 
 def _tell(
-    changes: list[Change], left: list[Change], wrappers: list[Path], *, dry_run: bool, as_json: bool
+    changes: list[Change], left: list[Left], wrappers: list[Path], *, dry_run: bool, as_json: bool
 ) -> None:
     if as_json:
-        told = {
+        answer = {
             "dry_run": dry_run,
             "changes": [change.as_dict() for change in changes],
-            "left": [change.as_dict() for change in left],
+            "left": [one.change.as_dict() | {"why": one.why} for one in left],
             "wrappers": [str(file) for file in wrappers],
         }
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(answer, indent=2))
         return
     for change in changes:
         click.echo(printable(f"{change.attribute}: {change.before} -> {change.after}"))
-    for change in left:
-        click.echo(printable(f"{change.attribute}: left as it is, {change.before}"), err=True)
+    for one in left:
+        told = f"{one.change.attribute}: left as it is, {one.change.before}: {one.why}"
+        click.echo(printable(told), err=True)
     for file in wrappers:
         click.echo(str(file))
     if not (changes or left or wrappers):

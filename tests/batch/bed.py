@@ -75,6 +75,7 @@ class Bed:
     directory: Path
     head: BedHost
     hosts: list[BedHost] = field(default_factory=list)
+    keepers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add_host(self, name: str) -> BedHost:
         """A further host, on the bed's network and in everybody's /etc/hosts."""
@@ -87,8 +88,8 @@ class Bed:
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
         )
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline() == b"ready\n"
+        self.keepers.append(keeper)
+        _wait_ready(keeper)
         host = BedHost(_child(keeper.pid), f"{NETWORK}.{number}", name)
         inside = ("nsenter", "-t", self.head.namespace, "-n", "ip")
         near = f"p{number}"
@@ -129,11 +130,11 @@ def bed(directory: Path, *, layers: Sequence[Path], name: str = "head") -> Itera
             stdin=subprocess.DEVNULL,
             cwd="/",
         )
+        keepers = [keeper]
         try:
-            assert keeper.stdout is not None
-            assert keeper.stdout.readline() == b"ready\n"
+            _wait_ready(keeper)
             head = BedHost(_child(keeper.pid), f"{NETWORK}.1", name)
-            made = Bed(directory, head)
+            made = Bed(directory, head, keepers=keepers)
             head.run("hostname", name)
             head.run("ip", "link", "add", "br0", "type", "bridge")
             head.run("ip", "addr", "add", f"{head.address}/24", "dev", "br0")
@@ -144,7 +145,14 @@ def bed(directory: Path, *, layers: Sequence[Path], name: str = "head") -> Itera
         finally:
             # All that is in it ends with its first process (pid_namespaces(7)).
             keeper.kill()
-            keeper.wait()
+            for one in keepers:
+                one.wait()
+
+
+def _wait_ready(keeper: subprocess.Popen[bytes]) -> None:
+    assert keeper.stdout is not None
+    with keeper.stdout as said:
+        assert said.readline() == b"ready\n"
 
 
 def _child(pid: int) -> str:

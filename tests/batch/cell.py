@@ -6,6 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.batch.bed import Bed, BedHost
 from tests.farm.process import eventually
@@ -65,9 +66,9 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
     def _answers(self) -> bool:
         return self.admin("qconf", "-sss", check=False).returncode == 0
 
-    def admin(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    def admin(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command as the cell's manager, on the master's host."""
-        return self.master.run(*arguments, environment=ENVIRONMENT, **options)  # type: ignore[arg-type]
+        return self.master.run(*arguments, environment=ENVIRONMENT, **options)
 
     def change(self, show: str, modify: str, values: dict[str, str], name: str = "") -> None:
         """Change attributes of what ``qconf SHOW NAME`` prints."""
@@ -128,17 +129,21 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
     def execd_pid(self, host: BedHost) -> int:
         return int(host.path(SPOOL / "execd" / host.name / "execd.pid").read_text())
 
-    def qsub(self, *arguments: str, script: str, user: str = USER, **options: object) -> str:
-        """Submit a script on standard input; the job's number."""
-        done = self.master.run(
-            "qsub",
-            "-terse",
-            *arguments,
+    def submit(
+        self, *arguments: str, script: str, user: str = USER, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """``qsub`` with a script on standard input, as an ordinary user."""
+        return self.master.run(
+            *("qsub", "-terse", "-wd", f"/home/{user}", *arguments),
             user=user,
             stdin=script,
             environment={**ENVIRONMENT, "HOME": f"/home/{user}", "PWD": f"/home/{user}"},
-            **options,  # type: ignore[arg-type]
+            **options,
         )
+
+    def qsub(self, *arguments: str, script: str, **options: Any) -> str:
+        """The same; the job's number."""
+        done = self.submit(*arguments, script=script, **options)
         return done.stdout.strip().splitlines()[-1].split(".")[0]
 
     def wait(self, job: str, *, limit_s: float = 60.0) -> None:
@@ -166,3 +171,43 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
     def _file(self, name: str) -> str:
         file = self.master.path(HOME / name)
         return file.read_text("utf-8", "replace") if file.exists() else ""
+
+    def states(self) -> dict[str, str]:
+        """The state of every queue instance, by host: empty when nothing is wrong."""
+        rows = [line.split() for line in self.admin("qstat", "-f").stdout.splitlines()]
+        named = [row for row in rows if row and row[0].startswith(f"{QUEUE}@")]
+        return {row[0].partition("@")[2]: row[5] if len(row) > 5 else "" for row in named}
+
+    def state(self, job: str) -> str:
+        """The state of a job (``r``, ``qw``, ``Eqw`` ...), empty when it is over."""
+        rows = [line.split() for line in self.admin("qstat", "-u", "*").stdout.splitlines()]
+        return next((row[4] for row in rows if row and row[0] == job), "")
+
+    def becomes(self, job: str, state: str, *, limit_s: float = 60.0) -> None:
+        """Wait for a state of a job."""
+        try:
+            eventually(f"job {job} is {state}", lambda: self.state(job) == state, limit_s=limit_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self.state(job)}\n{self.errors(job)}") from None
+
+    def says(self, job: str, text: str, *, limit_s: float = 60.0) -> None:
+        """Wait for what a job writes while it runs."""
+        eventually(f"job {job} says {text}", lambda: text in self.output(job), limit_s=limit_s)
+
+    def qdel(self, job: str) -> None:
+        self.admin("qdel", job)
+        self.wait(job)
+
+    def accounted(self, job: str) -> list[dict[str, str]]:
+        """Its records in the accounting file, one for each run and task."""
+
+        def records() -> list[dict[str, str]]:
+            done = self.admin("qacct", "-j", job, check=False).stdout
+            return [
+                dict(line.split(None, 1) for line in block.splitlines() if len(line.split()) > 1)
+                for block in done.split("=" * 62)
+                if block.strip()
+            ]
+
+        found: list[dict[str, str]] = eventually(f"job {job} is accounted", records, limit_s=20)
+        return [{key: value.strip() for key, value in one.items()} for one in found]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent.hooks.gridengine.names import IMAGES, image_id
 from agent.socket.client import ask
 from distrib.errors import DistribError
 from tests.batch.bed import Bed, BedHost, bed
@@ -93,6 +95,28 @@ class Site:
         listed = host.run("virsh", "-c", self.libvirt[name], "list", "--name").stdout
         return listed.split()
 
+    def bring(self, *, alias: str, nodes: str = "") -> Image:
+        """A further image that boots, approved, and brought to some nodes."""
+        file = self.farm.directory / f"{alias}.raw"
+        build = [ROOT / "scripts" / "guest" / "build", "-o", file, "--size-mb", "32"]
+        subprocess.run([*build, "--payload-seed", alias], check=True, capture_output=True)
+        image = self.farm.endorse(file, alias=alias)
+        self.farm.approve(image)
+        if nodes:
+            wait(self.farm, start(self.farm, image, nodes))
+        return image
+
+    def held_by(self, image: Image) -> set[str]:
+        """The hosts that Grid Engine believes to have an image."""
+        shown = self.cell.admin("qhost", "-F", IMAGES).stdout
+        hosts: dict[str, str] = {}
+        name = ""
+        for line in shown.splitlines():
+            if not line.startswith(" "):
+                name = line.split()[0]
+            hosts[name] = hosts.get(name, "") + line
+        return {host for host, text in hosts.items() if image_id(image.identifier) in text}
+
     def left(self) -> dict[str, list[str]]:
         """What jobs have left on the nodes: nothing, once they are over."""
         found: dict[str, list[str]] = {}
@@ -116,7 +140,9 @@ def site(directory: Path, guest_image: Path, *, layers: Sequence[Path]) -> Itera
         # Accounts of the bed pass through pytest's directories.
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o011)
-    with bed(directory, layers=[*layers, environment_layer()], name=MASTER) as made:
+    with ExitStack() as ending:
+        entered = bed(directory, layers=[*layers, environment_layer()], name=MASTER)
+        made = ending.enter_context(entered)
         began_s = time.monotonic()
 
         def lap(what: str) -> None:
@@ -126,6 +152,7 @@ def site(directory: Path, guest_image: Path, *, layers: Sequence[Path]) -> Itera
         install(made.head, directory / "wheel")
         lap("product")
         farm = Farm(directory, made.head, [MASTER, *WORKERS])
+        ending.callback(_reap, farm)
         farm.start_head()
         lap("head")
         cell = Cell(made)
@@ -165,3 +192,10 @@ def _add(farm: Farm, name: str, host: BedHost, libvirt: str | None) -> BedNode:
 def _libvirt(host: BedHost) -> str:
     script = ROOT / "scripts" / "libvirt-private"
     return host.run(script, "start", "/run/distrib/libvirt", limit_s=60).stdout.strip()
+
+
+def _reap(farm: Farm) -> None:
+    """End what the tests have started; in the bed all ends with the bed."""
+    for daemon in (farm.head, *(node.agent for node in farm.nodes.values())):
+        if daemon is not None:
+            daemon.kill()

@@ -89,27 +89,37 @@ def apply(cell: Cell, changes: Iterable[Change], record: Path) -> None:
         cell.put(change.attribute, change.after)
 
 
-def undo(cell: Cell, record: Path, *, dry_run: bool) -> tuple[list[Change], list[Change]]:
-    """Put back what was there. Two lists: what was put back (or would be), and what is left since
-    somebody has changed it or the cell refuses."""
+@dataclass(frozen=True)
+class Left:
+    """What could not be put back, and why: somebody has changed it, or the cell refuses."""
+
+    change: Change
+    why: str
+
+
+def undo(cell: Cell, record: Path, *, dry_run: bool) -> tuple[list[Change], list[Left]]:
+    """Put back what was there: what was put back (or would be), and what is left.
+
+    The record stays until nothing is left."""
     done: list[Change] = []
-    left: list[Change] = []
+    left: list[Left] = []
     for change in reversed(load(record)):
         now = cell.get(change.attribute)
         if now == change.before:
             continue
         if now != change.after:
-            left.append(Change(change.attribute, now, change.before))
+            back = Change(change.attribute, now, change.before)
+            left.append(Left(back, "it was changed meanwhile"))
             continue
         back = Change(change.attribute, now, change.before)
         if not dry_run:
             try:
                 cell.put(change.attribute, change.before)
-            except OperatorError:
-                left.append(back)
+            except OperatorError as error:
+                left.append(Left(back, error.message))
                 continue
         done.append(back)
-    if not dry_run:
+    if not dry_run and not left:
         record.unlink(missing_ok=True)
     return done, left
 

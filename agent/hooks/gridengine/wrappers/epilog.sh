@@ -10,8 +10,12 @@ trap : HUP INT QUIT TERM USR1 USR2
 job=${SGE_JOB_SPOOL_DIR##*/}
 case $1:$job in *[!0-9.:]* | :* | *:*.*.* | *: ) job=unknown ;; "$1:$1".?*) ;; *) job=unknown ;; esac
 record=@STATE@/$job
+[ -n "$VM_IMG" ] || exit 0
 
-if [ -n "$TMPDIR" ] && [ -e "$TMPDIR/.distrib-fault" ]; then
+if [ -e "$record.now" ]; then
+    # The prolog failed, and has counted that.
+    rm -f "$record.now"
+elif [ -n "$TMPDIR" ] && [ -e "$TMPDIR/.distrib-fault" ]; then
     mkdir -p @STATE@ 2>/dev/null
     count=0
     [ ! -f "$record.failures" ] || read -r count <"$record.failures"
@@ -22,6 +26,10 @@ if [ -n "$TMPDIR" ] && [ -e "$TMPDIR/.distrib-fault" ]; then
     [ "$count" -lt 3 ] || rm -f "$record".*
 else
     rm -f "$record".*
+fi
+if [ ! -x @PYTHON@ ]; then
+    echo "distrib: the epilog of job $job cannot be run: @PYTHON@ is not there" >&2
+    exit 0
 fi
 env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ JOB_ID="$1" SGE_TASK_ID="${job#*.}" \
     VM_IMG="$VM_IMG" SGE_JOB_SPOOL_DIR="$SGE_JOB_SPOOL_DIR" \

@@ -10,6 +10,8 @@ trap : HUP INT QUIT TERM USR1 USR2
 job=${SGE_JOB_SPOOL_DIR##*/}
 case $1:$job in *[!0-9.:]* | :* | *:*.*.* | *: ) job=unknown ;; "$1:$1".?*) ;; *) job=unknown ;; esac
 record=@STATE@/$job
+# A job that names no image needs nothing of ours, whatever has become of it here.
+[ -n "$VM_IMG" ] || exit 0
 
 # COUNTER MOST: counts one more; ends with 100 once there are so many, else with 99.
 again() {
@@ -19,6 +21,8 @@ again() {
     case $count in '' | *[!0-9]*) count=0 ;; esac
     count=$((count + 1))
     echo "$count" 2>/dev/null >"$record.$1"
+    # The epilog runs after this too, and must not take it for a job that has ended.
+    : 2>/dev/null >"$record.now"
     if [ "$count" -ge "$2" ]; then
         rm -f "$record".*
         echo "distrib: attempt $count of $2 of job $job failed here: it is held (qmod -cj ${job%.*} when mended)" >&2
@@ -27,6 +31,11 @@ again() {
     exit 99
 }
 
+rm -f "$record.now"
+if [ ! -x @PYTHON@ ]; then
+    echo "distrib: the prolog of job $job cannot be run: @PYTHON@ is not there" >&2
+    again failures 3
+fi
 # Of its user's environment the job's nothing is passed on but what Grid Engine and the JSV set.
 env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ JOB_ID="$1" SGE_TASK_ID="${job#*.}" LOGNAME="$2" \
     VM_IMG="$VM_IMG" VM_MEM_MIB="$VM_MEM_MIB" SGE_JOB_SPOOL_DIR="$SGE_JOB_SPOOL_DIR" \
@@ -37,7 +46,7 @@ case $status in
     98) again waits 20 ;;
     99) ;;
     124 | 137) echo "distrib: the prolog of job $job was ended: no answer in time, or killed" >&2 ;;
-    126 | 127) echo "distrib: the prolog of job $job cannot be run: @PYTHON@ is not there" >&2 ;;
+    126 | 127) echo "distrib: the prolog of job $job cannot be run (status $status)" >&2 ;;
     *) echo "distrib: the prolog of job $job ended with status $status" >&2 ;;
 esac
 again failures 3

@@ -22,6 +22,7 @@ case $SGE_TASK_ID in '' | *[!0-9]*) job=$JOB_ID.1 ;; *) job=$JOB_ID.$SGE_TASK_ID
 trap : HUP INT QUIT TERM USR1 USR2 ALRM XCPU XFSZ TSTP TTIN TTOU CONT
 outcome=$TMPDIR/.distrib-outcome
 rm -f "$outcome"
+[ -x @PYTHON@ ] || echo "distrib: @PYTHON@ is not there" >&2
 DISTRIB_OUTCOME=$outcome @PYTHON@ -I -m agent.cli.main --socket @SOCKET@ hooks gridengine starter "$@"
 status=$?
 case $status in

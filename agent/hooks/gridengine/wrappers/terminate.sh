@@ -4,12 +4,12 @@
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 case $1 in '' | 0 | 1 | *[!0-9]*) exit 0 ;; esac
-kill -TERM -- "-$1" 2>/dev/null
-kill -CONT -- "-$1" 2>/dev/null
+kill -s TERM -- "-$1" 2>/dev/null
+kill -s CONT -- "-$1" 2>/dev/null
 tries=0
-while kill -0 -- "-$1" 2>/dev/null && [ $tries -lt 50 ]; do
+while kill -s 0 -- "-$1" 2>/dev/null && [ $tries -lt 50 ]; do
     sleep 0.2
     tries=$((tries + 1))
 done
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 exit 0
