@@ -31,6 +31,7 @@ class KnownFarm:
         self.map: FarmMap | None = None
         self.generation = 0
         self.waiting: bytes | None = None
+        self._accepted = b""
         self._path = state_dir / "farm.json"
 
     def load(self) -> None:
@@ -57,15 +58,16 @@ class KnownFarm:
             )
         check_not_ahead("map of the farm", farm.generation, now)
         check_networks(farm)
-        self.waiting = None
+        self.waiting, self._accepted = None, envelope
         self._save(farm.generation, envelope)
         self.map, self.generation = farm, farm.generation
         return farm
 
     def distrust(self) -> None:
-        """Whoever signed it is revoked: nobody has a place until there is another."""
-        self.map, self.generation, self.waiting = None, 0, None
-        self._save(0, b"")
+        """Whoever signed the list that named its key is revoked: nobody has a place by it until the
+        next list names the key as well. The broker would not say it again."""
+        self.map, self.generation, self.waiting = None, 0, self._accepted or self.waiting
+        self._save(0, self.waiting or b"")
 
     def _save(self, generation: int, envelope: bytes) -> None:
         kept = base64.b64encode(envelope).decode("ascii")

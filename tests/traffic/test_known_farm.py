@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -93,3 +94,21 @@ def test_a_map_that_comes_before_the_site_list_is_taken_up_after_it(
         authority.offer_farm(signed(5))
     authority.offer_site_list(world.signed_site_list())
     assert authority.farm.generation == 5
+
+
+def test_after_a_theft_the_map_counts_again_once_the_next_list_names_its_key(
+    node: Callable[[], Authority], world: World
+) -> None:
+    authority = node()
+    authority.offer_site_list(world.signed_site_list())
+    authority.offer_farm(signed(5))
+    authority.farm.distrust()
+    assert authority.farm.map is None
+    newer = replace(world.site_list(), version="1772366500")
+    authority.offer_site_list(world.signed_site_list(newer))
+    assert authority.farm.generation == 5
+    thief = Ed25519PrivateKey.generate()
+    authority.farm.distrust()
+    with pytest.raises(EnvelopeRefused):
+        authority.offer_farm(signed(9, key=thief))
+    assert authority.farm.map is None
