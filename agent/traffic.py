@@ -76,6 +76,7 @@ class HostTraffic:
         self._now_s = now_s
         self._ordered: tuple[Peer, ...] = ()
         self._looked = False
+        self._tiers: dict[str, Tier] = {}
         self._fast = False
         self._dscp = -1
         self._budgets: dict[_Key, Budget] = {}
@@ -104,6 +105,7 @@ class HostTraffic:
         )
         if zones != self.zones or not self._looked:
             self.zones, self._looked = zones, True
+            self._tiers.clear()
             for session in self._sessions:
                 session.admit(zones)
         self._mark()
@@ -200,11 +202,18 @@ class HostTraffic:
             }
             seen[key] = now
             for peer, counted in now.items():
-                tier = self.zones.tier(peer[0])
+                tier = self._tier(peer[0])
                 step = counted.since(before.get(peer, _Bytes()))
                 sum_of = found.get((*key, tier), _Bytes())
                 found[*key, tier] = sum_of.plus(step)
         self._seen = seen
+        return found
+
+    def _tier(self, address: str) -> Tier:
+        # A map has thousands of networks, and peers are few.
+        found = self._tiers.get(address)
+        if found is None:
+            found = self._tiers[address] = self.zones.tier(address)
         return found
 
     def _cap_tiers(
