@@ -14,10 +14,18 @@ from tests.farm.farm import Farm, farm_on_loopback
 from tests.farm.process import CommandFailed, eventually
 
 SIZE = 3 << 20
+ALLOWED, STRANGER = "127.0.9.77", "127.0.9.78"
 
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    with pytest.MonkeyPatch.context() as patched:
+        # The operator allows one network outside of the farm; his settings reach the controller.
+        patched.setenv("DISTRIB_CONTROLLER_FARM__FOREIGN", json.dumps([ALLOWED]))
+        yield from _running(tmp_path_factory)
+
+
+def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     with farm_on_loopback(tmp_path_factory.mktemp("farm"), 2) as running:
         yield running
 
@@ -61,15 +69,25 @@ def test_a_foreign_client_completes_from_an_exported_torrent(farm: Farm, tmp_pat
         made["infohash"],
         f"peer {peer['address']}:{peer['port']} ({peer['node']})",
     ]
-    session = lt.session({"listen_interfaces": "127.0.9.77:6999"})
     params = lt.load_torrent_file(str(file))
     assert params.info_hashes.v2.to_bytes().hex() == made["infohash"]
-    params.save_path = str(tmp_path)
-    handle = session.add_torrent(params)
-    handle.connect_peer((peer["address"], peer["port"]))
-    eventually("the foreign client has it", lambda: handle.status().is_seeding, limit_s=20)
-    got = (tmp_path / "image.raw").read_bytes()
+    clients = {address: _client(file, address, tmp_path, peer) for address in (ALLOWED, STRANGER)}
+    allowed, stranger = (clients[address][1] for address in (ALLOWED, STRANGER))
+    eventually("the foreign client has it", lambda: allowed.status().is_seeding, limit_s=20)
+    got = (tmp_path / ALLOWED / "image.raw").read_bytes()
     assert hashlib.sha512(got).hexdigest() == hashlib.sha512(image.file.read_bytes()).hexdigest()
+    assert stranger.status().total_payload_download == 0
+
+
+def _client(
+    file: Path, address: str, directory: Path, peer: dict[str, object]
+) -> tuple[lt.session, lt.torrent_handle]:
+    session = lt.session({"listen_interfaces": f"{address}:6999", "outgoing_interfaces": address})
+    params = lt.load_torrent_file(str(file))
+    params.save_path = str(directory / address)
+    handle = session.add_torrent(params)
+    handle.connect_peer((str(peer["address"]), int(str(peer["port"]))))
+    return session, handle
 
 
 def test_a_torrent_cannot_be_exported_to_a_place_that_is_none(farm: Farm, tmp_path: Path) -> None:
