@@ -288,8 +288,7 @@ class LeaseHolder(Model):
 
 
 class ImageReport(Model):
-    """One image version on a node. ``bytes_done`` counts verified bytes only; ``holders`` may name
-    fewer than the ``leases`` that there are."""
+    """One image version on a node; of the ``leases`` not all may be among the ``holders``."""
 
     identifier: ImageId
     version: VersionText
