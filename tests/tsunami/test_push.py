@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -96,6 +97,8 @@ def test_one_is_dead_and_one_sends_wrong_bytes(sshds: Start, image: Path, key: P
     liar.environment = (f"PATH={programs}:/usr/bin:/bin",)
     liar.start()
     to = hosts[0].srv / "image.raw"
+    # It has some chunks before anybody else has: with one slot each, it must feed one of them.
+    interrupted(liar, arguments([liar], image, key, "push", "--to", str(to)))
     words = arguments(hosts, image, key, "push", "--to", str(to), "--slots", "1")
     status, told = distrib(*words)
     assert status == 8
@@ -112,13 +115,7 @@ def test_one_is_dead_and_one_sends_wrong_bytes(sshds: Start, image: Path, key: P
 def test_interrupted_it_goes_on_where_it_was(sshds: Start, image: Path, key: Path) -> None:
     (host,) = sshds(1)
     words = arguments([host], image, key, "push", "--to", str(host.srv / "image.raw"))
-    slow = [*words, "--slots", "1"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "distrib", *slow], stderr=subprocess.PIPE, text=True
-    ) as pushing:
-        have = _eventually_some(host)
-        pushing.send_signal(signal.SIGINT)
-        assert pushing.wait(30) == 130
+    have = interrupted(host, words)
     left = left_behind(host)
     assert left == [str(have.parent)], "the partial file stays, the key's line is gone"
     assert not (have.parent / "key").exists()
@@ -131,12 +128,25 @@ def test_interrupted_it_goes_on_where_it_was(sshds: Start, image: Path, key: Pat
     assert left_behind(host) == []
 
 
+def interrupted(host: Sshd, words: list[str]) -> Path:
+    """Push until the host has some chunks, then Ctrl-C; where they are."""
+    slow = [*words, "--slots", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "distrib", *slow], stderr=subprocess.DEVNULL
+    ) as pushing:
+        have = _eventually_some(host)
+        pushing.send_signal(signal.SIGINT)
+        assert pushing.wait(30) == 130
+    return have
+
+
 def _eventually_some(host: Sshd) -> Path:
     """The directory of verified chunks, once it holds some."""
     while True:
-        found = list(host.files.glob(".distrib-push-*/have/*"))
-        if len(found) > 2:
-            return found[0].parent
+        with contextlib.suppress(FileNotFoundError):  # begun anew just now
+            found = list(host.files.glob(".distrib-push-*/have/*"))
+            if len(found) > 2:
+                return found[0].parent
 
 
 def test_clean_removes_what_is_left(sshds: Start, image: Path, key: Path) -> None:
