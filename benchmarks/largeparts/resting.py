@@ -49,6 +49,7 @@ def measured(images: int, seconds: float) -> dict[str, object]:
             assert farm.head is not None
             client = _client(farm)
             shown = client.get("/images")["images"]
+            eventually("online", lambda: client.get("/nodes/wn1")["online"], limit_s=60)
             began_s = time.monotonic()
             for one in shown:
                 client.post("/rollouts", {"image": one["image"], "nodes": "all"})
