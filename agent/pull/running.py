@@ -373,7 +373,9 @@ class RunningPull:
     def _first_peers(self, plan: Plan) -> list[tuple[str, int]]:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and
         would come again only after a second."""
-        peers = (*plan.parents, *self._children) if self._swarming else ()
+        # Which of the children take which stripe is not said: dialled, they would take both.
+        children = () if self._striped else self._children
+        peers = (*plan.parents, *children) if self._swarming else ()
         return [(peer.address, peer.port) for peer in peers]
 
     def _limit(self) -> None:
