@@ -8,20 +8,24 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.cache.records import ImageVersion
 from agent.lending import Lending
 from agent.pull.torrents import TorrentFiles
 from agent.serving_pieces import AgentShelf
 from agent.socket.server import SocketServer
 from distrib.errors import Conflict, DistribError
+from distrib.swarm.transfer import Transfer
 from distrib.tsunami.protocol import flags
 from distrib.tsunami.serving import Lent
 from tests.agent.test_operations import MIB, Place
+from tests.pull.conftest import NODE, Published, published, session
 from tests.trust.conftest import World, world
 
-__all__ = ["world"]
+__all__ = ["published", "world"]
 
 NOBODY = 65534
 
@@ -130,3 +134,50 @@ async def test_the_account_that_serves_needs_no_right_of_its_own(
         assert await asyncio.to_thread(as_nobody, path, "ab" * 32) == "not-found"
     async with lending(place, tmp_path) as path:
         assert await asyncio.to_thread(as_nobody, path, place.infohash) == "forbidden"
+
+
+class UnderWay:
+    """What lending sees of a pull: the transfer, real, into the cache's own volume."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+        self.pull = self
+
+
+async def test_pieces_of_a_pull_under_way_are_in_the_file_when_they_are_told(
+    place: Place, tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, image = published.info, place.world.site_image()
+    place.cache.desire(
+        ImageVersion(
+            info.infohash, image.identifier, "2.0", "ab" * 64, info.size_bytes, info.piece_bytes
+        )
+    )
+    place.cache.start_pull(info.infohash)
+    monkeypatch.setattr(place.authority, "entry", lambda *_: image)
+    pulls: dict[str, Any] = {}
+    table = Lending(
+        place.cache,
+        place.authority,
+        torrents=TorrentFiles(tmp_path / "torrents"),
+        pulls=pulls,
+        user=None,
+    ).table
+    volume = place.cache.volume(info.infohash)
+    server = SocketServer(tmp_path / "agent.sock", table, admin_groups=())
+    async with server.running(), session(NODE) as own:
+        with place.store.writing(volume) as target:
+            transfer = own.add(info, published.torrent, target.directory)
+            pulls[info.infohash] = UnderWay(transfer)
+            lent = await asyncio.to_thread(lend, tmp_path / "agent.sock", info.infohash)
+            assert not any(flags(lent.have, info.pieces))
+            updates = lent.updates()
+            for index in (7, 3, info.pieces - 1):
+                data = published.data[index * info.piece_bytes :][: info.piece_bytes]
+                assert await transfer.offer(index, data)
+                news = await asyncio.to_thread(next, updates)
+                assert list(news) == [(index, 1)]
+                assert os.pread(lent.fd, len(data), index * info.piece_bytes) == data
+            lent.close()
+            os.close(lent.fd)
+            await own.remove(transfer)
