@@ -185,10 +185,11 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
 
     def becomes(self, job: str, state: str, *, limit_s: float = 60.0) -> None:
         """Wait for a state of a job."""
-        try:
-            eventually(f"job {job} is {state}", lambda: self.state(job) == state, limit_s=limit_s)
-        except AssertionError as error:
-            raise AssertionError(f"{error}: {self.state(job)}\n{self.errors(job)}") from None
+        eventually(f"job {job} is {state}", lambda: self.state(job) == state, limit_s=limit_s)
+
+    def becomes_held(self, job: str, *, limit_s: float = 60.0) -> None:
+        """Wait for a job's error state (``Eqw``; ``ERq`` once it was requeued)."""
+        eventually(f"job {job} is held", lambda: "E" in self.state(job), limit_s=limit_s)
 
     def says(self, job: str, text: str, *, limit_s: float = 60.0) -> None:
         """Wait for what a job writes while it runs."""

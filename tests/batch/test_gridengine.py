@@ -109,9 +109,10 @@ def without_interpreter(host: BedHost) -> Iterator[None]:
 
 
 def test_a_node_without_an_interpreter_holds_the_job_and_keeps_its_queue(grid: Site) -> None:
+    job = grid.cell.qsub("-q", "virt@wn1", "-h", *IMAGE, script="hostname\n")
     with without_interpreter(grid.bed.head):
-        job = grid.cell.qsub("-q", "virt@wn1", *IMAGE, script="hostname\n")
-        grid.cell.becomes(job, "Eqw")
+        grid.cell.admin("qrls", job)
+        grid.cell.becomes_held(job)
         assert set(grid.cell.states().values()) == {""}
         told = grid.cell.errors(job)
         assert told.count(f"{PREFIX}/bin/python is not there") >= 3
@@ -213,7 +214,7 @@ def test_a_denied_image_is_refused_and_a_queued_job_of_it_held(grid: Site) -> No
     eventually("the node knows", lambda: grid.node("wn2").state(other) == "blocked")
     assert "doomed" in refusal(grid, "-ac", "vm_name=doomed")
     grid.cell.admin("qrls", queued)
-    grid.cell.becomes(queued, "Eqw")
+    grid.cell.becomes_held(queued)
     assert "not on the site list any more" in grid.cell.errors(queued)
     grid.cell.admin("qdel", queued)
 

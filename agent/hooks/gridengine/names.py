@@ -28,7 +28,7 @@ REQUEUE, REFUSE = 99, 100
 """Exit statuses of a prolog or job: run it again elsewhere; put the job in error state."""
 
 _FACTORS = {"": 0, "k": 10, "m": 20, "g": 30}
-_MEMORY_VALUE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kmgKMG]?)")
+_MEMORY_VALUE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)([kmgKMG]?)")
 
 
 def job_id(job: str, task: str) -> str:
