@@ -83,13 +83,23 @@ class Launched:
                 log.warning("outcome-not-kept", lease=self.record.lease, why=error.message)
         self._ended.set()
         self._news.set()
-        try:
-            async with asyncio.timeout(self._reconnect_s if self._follower is None else None):
-                await self._told.wait()
-        except TimeoutError:
-            log.warning("client-not-back", lease=self.record.lease)
+        await self._wait_until_told()
         await asyncio.to_thread(shutil.rmtree, self.files.directory, ignore_errors=True)
         await self._on_over(self)
+
+    async def _wait_until_told(self) -> None:
+        away_s = 0.0
+        while not self._told.is_set():
+            if self._follower is not None:
+                away_s = 0.0
+            elif away_s >= self._reconnect_s or not await asyncio.to_thread(self._client_lives):
+                log.warning("client-not-back", lease=self.record.lease)
+                return
+            try:
+                async with asyncio.timeout(CLIENT_LOOK_S):
+                    await self._told.wait()
+            except TimeoutError:
+                away_s += CLIENT_LOOK_S
 
     async def _to_its_outcome(self, spec: JobSpec | None) -> Outcome:
         watching = asyncio.create_task(self._watch_client(), name="client")

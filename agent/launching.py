@@ -148,6 +148,10 @@ class Launcher:
         try:
             await to_the_end(asyncio.to_thread(self._write, spec, record))
             launched = self._made(record, spec.files)
+        except asyncio.CancelledError:
+            # Its caller has gone while the files were written: nobody else knows of them.
+            await to_the_end(asyncio.to_thread(shutil.rmtree, spec.run_dir, ignore_errors=True))
+            raise
         finally:
             self._beginning.discard(lease.lease)
         launched.leaving = self._leaving

@@ -98,6 +98,8 @@ class Guest:
     def adopt(self, phases: Mapping[str, float]) -> None:
         """Go on with a guest that an earlier agent started."""
         self.phases.update(phases)
+        # Perhaps it was: then it is let go, or held on, as its client is now.
+        self.suspended, self._held_since_s = True, time.monotonic()
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -249,6 +251,10 @@ class Guest:
                 found = None
             if found is not None:
                 self.usage = self.usage.and_then(found)
+            if asked_last and found is not None:
+                # The runner waits for it, for a second.
+                with suppress(DistribError):
+                    await self._hypervisor.tell(self._domain, b"END\n")
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.usage_s):
                     await self._reported.wait()

@@ -12,6 +12,7 @@ context=${DISTRIB_CONTEXT:-/run/distrib-context}
 ports=${DISTRIB_PORTS:-/dev/virtio-ports}
 poweroff=${DISTRIB_POWEROFF:-poweroff}
 run=${DISTRIB_RUN:-/run}
+control=
 # Whoever contextualises the guest first starts it; the others find it running.
 mkdir "$run/distrib-runner" 2>/dev/null || exit 0
 work=$(mktemp -d)
@@ -28,8 +29,14 @@ port() {
 }
 
 finish() {
-    echo "$1" >&3
+    # The host looks at the machine's counters a last time, and says when it has.
     sync
+    echo "$1" >&3
+    tries=0
+    while [ -n "$control" ] && [ ! -e "$work/end" ] && [ $tries -lt 20 ]; do
+        tries=$((tries + 1))
+        sleep 0.05
+    done
     $poweroff
     exit 0
 }
@@ -106,6 +113,7 @@ if [ -e "$ports/distrib.control" ]; then
             if read -r word <&4; then
                 case $word in
                     TERM | HUP | XCPU | USR1 | USR2) kill -s "$word" -- "-$job" ;;
+                    END) : >"$work/end" ;;
                 esac
             else
                 # Nobody has opened the other end.
@@ -117,7 +125,6 @@ if [ -e "$ports/distrib.control" ]; then
 fi
 wait $job
 status=$?
-[ -z "$control" ] || kill $control
 # What the job left running may hold its output open: it gets five seconds to be read.
 tries=0
 while { kill -0 $out || kill -0 $err; } 2>/dev/null && [ $tries -lt 25 ]; do

@@ -94,6 +94,17 @@ async def test_a_guest_survives_its_agent_and_its_client_goes_on_where_it_was(
     assert (began["event"], over["event"], over["exit"]) == ("start", "end", 3)
 
 
+async def test_a_guest_that_was_suspended_when_its_agent_went_runs_on(agent: Agent) -> None:
+    async with started(agent, "echo started; sleep 1; echo on\n") as client:
+        (lease,) = agent.launched()
+        assert (await agent.run("signal", lease, "STOP"))[0] == 0
+        await until(lambda: agent.launcher._launched[lease].guest.suspended)
+        await agent.stop()
+        await agent.start()
+        assert await client.communicate() == (b"on\n", b"")
+    assert client.returncode == 0
+
+
 async def test_a_job_that_ends_while_no_agent_runs_is_told_later(agent: Agent) -> None:
     async with started(agent, "echo started; sleep 1; echo ended; exit 4\n") as client:
         await agent.stop()
