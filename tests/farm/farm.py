@@ -329,7 +329,7 @@ def farm_on_loopback(directory: Path, nodes: int, *, add: bool = True) -> Iterat
 
 @contextmanager
 def farm_on_network(
-    directory: Path, nodes: int, *, rate_mbit: float, names: int | None = None
+    directory: Path, nodes: int, *, rate_mbit: float | None, names: int | None = None
 ) -> Iterator[tuple[Farm, Network]]:
     """A farm in network namespaces, each host on a link of ``rate_mbit`` each way.
 
