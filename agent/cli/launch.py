@@ -51,9 +51,7 @@ _OF_JOBS = frozenset({"limit-reached"})
 @click.option("--accounting", type=click.Path(path_type=Path), help="Write the outcome as JSON.")
 @click.option("--node-fault", type=click.IntRange(1, 255), help="Exit so for a fault of the node.")
 @click.option("--refused", type=click.IntRange(1, 255), help="Exit so where no node will do.")
-@click.option(
-    "--reconnect-s", type=float, default=120.0, help="Wait so long for a lost agent."
-)
+@click.option("--reconnect-s", type=float, default=120.0, help="Wait so long for a lost agent.")
 @click.pass_obj
 def launch(
     socket: Path,

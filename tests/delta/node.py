@@ -16,10 +16,10 @@ from agent.cache.file import FileStore
 from agent.cache.records import ImageVersion, VolumeRecord
 from agent.cache.store import Store
 from agent.pull.copying import DiskRate
-from agent.pull.pulling import Plan
-from agent.pull.previous import PreviousVersions
-from agent.pull.resume import ResumeFiles
 from agent.pull.parts import PullParts
+from agent.pull.previous import PreviousVersions
+from agent.pull.pulling import Plan
+from agent.pull.resume import ResumeFiles
 from agent.pull.running import RunningPull
 from agent.pull.torrents import TorrentFiles
 from distrib.bus.messages import Caps, Peer, State

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.pull import copying, previous
-from agent.pull.machine import Plan
 from agent.pull.pull import Pull
+from agent.pull.pulling import Plan
 from distrib.bus.messages import State
 from distrib.errors import Conflict
 from distrib.swarm import hashes

@@ -16,8 +16,8 @@ from agent.cache.cache import Cache
 from agent.cache.holders import holder_of_pid
 from agent.cache.lvm import LvmStore
 from agent.cache.records import ImageVersion
-from agent.pull.machine import Plan
 from agent.pull.pull import Pull
+from agent.pull.pulling import Plan
 from agent.pull.resume import ResumeFiles
 from agent.pull.swarm import SwarmSource
 from distrib.bus.messages import Peer, State
