@@ -13,19 +13,20 @@ _BITS_PER_BYTE = 8
 _TIERS = ("rack", "room", "elsewhere")
 
 
-class Mbit(click.ParamType[dict[str, int] | None]):
+_DEFAULT = "default"
+
+
+class Mbit(click.ParamType[dict[str, int] | str]):
     """``MBIT`` both ways, ``DOWN/UP``, or ``default``."""
 
     name = "mbit"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, int] | None:
-        """Bytes per second each way; None: as the controller's settings say."""
-        if isinstance(value, dict):
+    ) -> dict[str, int] | str:
+        """Bytes per second each way, or ``_DEFAULT``."""
+        if isinstance(value, dict) or value == _DEFAULT:
             return value
-        if value == "default":
-            return None
         down, slash, up = str(value).partition("/")
         try:
             rates = [float(text) for text in (down, up if slash else down)]
@@ -37,13 +38,10 @@ class Mbit(click.ParamType[dict[str, int] | None]):
         return {"download_bps": bps[0], "upload_bps": bps[1]}
 
 
-_UNSET = object()
-
-
 @click.command("caps")
-@click.option("--rack", type=Mbit(), default=_UNSET, metavar="MBIT", help="With its own rack.")
-@click.option("--room", type=Mbit(), default=_UNSET, metavar="MBIT", help="With its own room.")
-@click.option("--elsewhere", type=Mbit(), default=_UNSET, metavar="MBIT", help="With all others.")
+@click.option("--rack", type=Mbit(), metavar="MBIT", help="With its own rack.")
+@click.option("--room", type=Mbit(), metavar="MBIT", help="With its own room.")
+@click.option("--elsewhere", type=Mbit(), metavar="MBIT", help="With all others.")
 @click.option("--rollout", metavar="ROLLOUT", help="Cap one rollout instead.")
 @click.option("--download-mbit", type=click.FloatRange(min=0), help="With --rollout; 0: none.")
 @click.option("--upload-mbit", type=click.FloatRange(min=0), help="With --rollout; 0: none.")
@@ -61,7 +59,11 @@ def caps(
     MBIT is Mbit/s both ways (200), or down/up (200/50); 0 is no cap, "default" goes back to the
     controller's settings. Nodes are told at once, and nobody reconnects.
     """
-    wanted = {tier: value for tier, value in tiers.items() if value is not _UNSET}
+    wanted = {
+        tier: None if value == _DEFAULT else value
+        for tier, value in tiers.items()
+        if value is not None
+    }
     if rollout is not None:
         if wanted:
             raise click.UsageError("--rollout goes with --download-mbit and --upload-mbit only")
