@@ -25,8 +25,10 @@ class Mbit(click.ParamType[dict[str, int] | str]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, int] | str:
         """Bytes per second each way, or ``_DEFAULT``."""
-        if isinstance(value, dict) or value == _DEFAULT:
+        if isinstance(value, dict):
             return value
+        if value == _DEFAULT:
+            return _DEFAULT
         down, slash, up = str(value).partition("/")
         try:
             rates = [float(text) for text in (down, up if slash else down)]
