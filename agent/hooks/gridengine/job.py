@@ -87,6 +87,7 @@ def launch_arguments(
             "a guest has the CPUs of one host", hint="ask for a parallel environment on one host"
         )
     arguments = ["--socket", str(socket), "launch", "--lease", f"{SCHEDULER}:{job.job}"]
+    arguments += ["--name", f"{SCHEDULER}:{job.job}"]
     arguments += ["--node-fault", str(REQUEUE), "--refused", str(REFUSE)]
     if job.memory_mib is not None:
         arguments += ["--memory", str(job.memory_mib)]
