@@ -89,8 +89,8 @@ class Hostile:
         """Pester the victim while ``work`` goes on."""
         info: TorrentInfo = self._published.info
         async with self._session.running():
-            # Not as a seed: libtorrent would look at each piece before it sends it.
-            have = [True] * info.pieces
+            # Not as a seed: libtorrent would look at each piece before it sends it, and not dial.
+            have = [True] * (info.pieces - 1) + [False]
             lying = self._session.add(info, self._published.torrent, self._directory, have=have)
             pestering = asyncio.create_task(self._pester(lying))
             try:
@@ -101,10 +101,10 @@ class Hostile:
 
     async def _pester(self, lying: Transfer) -> None:
         while True:
-            if NODE not in lying.peers:
-                lying.leave(NODE)
-                lying.connect(NODE, PORT)
-            await asyncio.sleep(0.2)
+            lying.leave(NODE)
+            lying.connect(NODE, PORT)
+            # libtorrent dials within a second.
+            await asyncio.sleep(1.5)
 
 
 async def test_a_local_user_on_a_nodes_address_gets_only_itself_banned(
