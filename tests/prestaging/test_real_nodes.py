@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,9 +66,10 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 
 def lease_as(user: str, socket: Path, image: str) -> dict[str, Any]:
+    group = pwd.getpwnam(user).pw_gid
     ran = subprocess.run(
         [
-            *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"),
+            *("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"),
             *(sys.executable, "-c", AS_USER, str(socket), image),
         ],
         cwd=ROOT,
