@@ -15,6 +15,7 @@ class Systems(LazyGroup):
 
     commands_by_name: ClassVar[Mapping[str, Lazy]] = {
         "gridengine": Lazy("agent.cli.gridengine", "gridengine", "Grid Engine."),
+        "slurm": Lazy("agent.cli.slurm", "slurm", "Slurm."),
     }
 
 

@@ -133,13 +133,17 @@ class Site:
         return found
 
 
+def passable(directory: Path) -> None:
+    """Let accounts of the bed pass through pytest's directories."""
+    for parent in [directory, *directory.parents]:
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+
+
 @contextmanager
 def site(directory: Path, guest_image: Path, *, layers: Sequence[Path]) -> Iterator[Site]:
     """A site with Grid Engine and the hooks installed; ends with its bed."""
-    for parent in [directory, *directory.parents]:
-        # Accounts of the bed pass through pytest's directories.
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
+    passable(directory)
     with ExitStack() as ending:
         entered = bed(directory, layers=[*layers, environment_layer()], name=MASTER)
         made = ending.enter_context(entered)

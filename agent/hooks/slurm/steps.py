@@ -1,0 +1,123 @@
+"""What happens to a job on its node: prolog, starter, epilog."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from agent.hooks.slurm.names import REFUSED, REQUEUE, SCHEDULER, image_of, job_of
+from agent.socket.client import ask
+from distrib.errors import DistribError, NotReady, OperatorError
+
+STAGE_S: Final = 50.0
+"""How long a prolog waits for an image on its way; slurmctld gives up on it at some time."""
+
+POLL_S: Final = 0.5
+
+_NOT_HERE = frozenset({"not-found", "not-ready"})
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
+_OF_HOST = re.compile(
+    r"PATH|HOME|SHELL|PWD|OLDPWD|TMP|TMPDIR|TEMP|TERM|SHLVL|_|ENV|IFS|HOSTNAME|MAIL|LD_.*|PYTHON.*"
+    r"|PERL.*|BASH.*|DISPLAY|XAUTHORITY|XDG_.*|SLURM_CONF|SLURM_JWT|DISTRIB_.*"
+)
+"""What is true on the host only, and would be wrong in the guest."""
+
+
+class OnItsWay(NotReady):
+    """The image is approved, and not on this node yet."""
+
+
+def prolog(socket: Path, environ: Mapping[str, str], *, alive: Path) -> str | None:
+    """Lease the image that the job's comment names; the lease, or None when it names none.
+
+    ``alive``: the probe of the lease, called with the job. Raises OnItsWay when the image did not
+    come in time, and what the agent answers."""
+    job = job_number(environ)
+    # Of an earlier run of this job here, whose epilog did not come to its end.
+    release(socket, job)
+    image = image_of(environ.get("SLURM_JOB_COMMENT", ""))
+    if image is None:
+        return None
+    user = environ.get("SLURM_JOB_USER", "")
+    probe = [str(alive), job]
+    holder = {"kind": "job", "scheduler": SCHEDULER, "job": job, "probe": probe}
+    deadline_s = time.monotonic() + STAGE_S
+    while True:
+        try:
+            lease = ask(socket, "lease", image=image, user=user, holder=holder)
+        except DistribError as error:
+            if error.code not in _NOT_HERE:
+                raise
+            # Raises where the site approves no such image (for this user) at all.
+            ask(socket, "want", image=image, user=user, job=f"{SCHEDULER}:{job}")
+            if time.monotonic() >= deadline_s:
+                raise OnItsWay(
+                    f"image {image} did not come to this node in {STAGE_S:.0f} s",
+                    hint="the job is queued again",
+                ) from None
+            time.sleep(POLL_S)
+        else:
+            return str(lease["lease"])
+
+
+def release(socket: Path, job: str) -> None:
+    """Give the job's lease back, if it has one."""
+    try:
+        ask(socket, "release", lease=f"{SCHEDULER}:{job}")
+    except DistribError as error:
+        if error.code != "not-found":
+            raise
+
+
+def launch_arguments(environ: Mapping[str, str], words: list[str], *, socket: Path) -> list[str]:
+    """What ``distrib-agent`` is called with to run a job whose script is its standard input.
+
+    ``words``: arguments of the script. Raises OperatorError where this is no job of one node."""
+    job = job_number(environ)
+    if environ.get("SLURM_JOB_NUM_NODES", "1") != "1":
+        raise OperatorError("a guest has the CPUs of one node", hint="sbatch --nodes=1")
+    arguments = ["--socket", str(socket), "launch", "--lease", f"{SCHEDULER}:{job}"]
+    arguments += ["--node-fault", str(REQUEUE), "--refused", str(REFUSED)]
+    vcpus = _number(environ, "SLURM_CPUS_ON_NODE") or 1
+    per_cpu = _number(environ, "SLURM_MEM_PER_CPU")
+    memory = _number(environ, "SLURM_MEM_PER_NODE") or (per_cpu * vcpus if per_cpu else None)
+    if memory:
+        arguments += ["--memory", str(memory)]
+    arguments += ["--vcpus", str(vcpus)]
+    for name, value in environ.items():
+        if _VARIABLE.fullmatch(name) and not _OF_HOST.fullmatch(name):
+            arguments += ["--env", f"{name}={value}"]
+    return [*arguments, "--", "-", *words]
+
+
+def script_of(path: Path) -> int:
+    """A descriptor from which the user's own script of a batch script is read.
+
+    Raises OperatorError."""
+    try:
+        own = job_of(path.read_bytes())
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}", hint="Slurm calls this") from None
+    descriptor = os.memfd_create("script")
+    view = memoryview(own)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def job_number(environ: Mapping[str, str]) -> str:
+    """The job of a hook's environment. Raises OperatorError when it is none."""
+    number = environ.get("SLURM_JOB_ID", "")
+    if not (number.isascii() and number.isdecimal()):
+        raise OperatorError("SLURM_JOB_ID is no job", hint="Slurm calls this")
+    return number
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None

@@ -1,0 +1,113 @@
+"""Jobs of a real Slurm that run in the image they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.hooks.slurm.names import feature
+from tests.batch.cluster import SlurmSite, slurm_site
+from tests.batch.site import AGENT
+from tests.farm.process import eventually
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+IMAGE = "--comment=vm_name=ccin2p3"
+SLIDE = "#!/bin/sh\ncat /proc/cpuinfo; free\nexit 7\n"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, guest_image: Path) -> Iterator[SlurmSite]:
+    """A site whose batch system is Slurm."""
+    with slurm_site(tmp_path_factory.mktemp("slurm"), guest_image, burst_buffer=False) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster: SlurmSite) -> Iterator[None]:
+    """No job leaves a guest, an instance or a lease behind, nor a node that is drained."""
+    yield
+    eventually("nothing is left", lambda: cluster.left() == [], limit_s=60)
+    eventually("the node is idle", lambda: cluster.state() == "idle", limit_s=30)
+
+
+def test_a_job_runs_in_the_image_that_its_comment_names(cluster: SlurmSite) -> None:
+    assert feature(cluster.image.identifier) in cluster.features()
+    job = cluster.sbatch(IMAGE, "--mem=512", script=SLIDE)
+    shown = cluster.becomes(job, "FAILED", "COMPLETED")
+    out = cluster.output(job)
+    assert "QEMU Virtual CPU" in out
+    total = re.search(r"Mem: +(\d+)", out)
+    assert total is not None
+    assert 460_000 < int(total[1]) < 524_288
+    assert shown["ExitCode"] == "7:0"
+    assert shown["Prefer"] == feature(cluster.image.identifier)
+
+
+def refusal(cluster: SlurmSite, *arguments: str) -> str:
+    """What sbatch says when it takes no job."""
+    done = cluster.submit(*arguments, script="#!/bin/sh\nhostname\n", check=False)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
+
+
+def test_what_the_site_does_not_approve_is_refused_at_submission(cluster: SlurmSite) -> None:
+    assert "image nosuch: the site list approves no such image" in refusal(
+        cluster, "--comment=vm_name=nosuch"
+    )
+    assert "is no image" in refusal(cluster, "--comment=vm_name=;../../etc/$(id)")
+    assert "is no image" in refusal(cluster, "--comment=vm_name=$(id)")
+    assert "ask for --nodes=1" in refusal(cluster, IMAGE, "--nodes=2")
+    assert "64M or more" in refusal(cluster, IMAGE, "--mem=10")
+
+
+def test_the_environment_names_no_image_and_a_comment_is_settled(cluster: SlurmSite) -> None:
+    plain = cluster.sbatch(
+        script='#!/bin/sh\nhostname; echo "$VM_IMG"\n', VM_IMG="ccin2p3", SLURM_JOB_COMMENT="x"
+    )
+    cluster.becomes(plain, "COMPLETED")
+    assert cluster.output(plain) == "wn1\nccin2p3\n"
+    held = cluster.sbatch(IMAGE, "--hold", script="#!/bin/sh\nhostname; echo $VM_IMG $1\n")
+    for comment in ("Comment=vm_name=evil", "Comment="):
+        done = cluster.master.run("scontrol", "update", f"JobId={held}", comment, check=False)
+        assert done.returncode != 0
+    assert cluster.job(held)["Comment"] == "vm_name=ccin2p3"
+    cluster.master.run("scontrol", "release", held)
+    cluster.becomes(held, "COMPLETED")
+    assert cluster.output(held) == "guest ccin2p3\n"
+
+
+def test_a_node_that_cannot_lease_says_so_and_is_not_drained(cluster: SlurmSite) -> None:
+    job = cluster.sbatch(IMAGE, "--hold", "--open-mode=append", script="#!/bin/sh\nhostname\n")
+    pid = str(cluster.node.pid)
+    cluster.node.stop()
+    cluster.master.run("scontrol", "release", job)
+    shown = cluster.becomes(job, "PENDING", limit_s=1)
+    eventually("it is queued again", lambda: cluster.job(job)["Restarts"] == "1", limit_s=40)
+    assert cluster.state() in {"idle", "comp", "mix", "alloc"}
+    assert "distrib: agent at /run/distrib/agent.sock" in cluster.output(job)
+    cluster.node.start()
+    assert str(cluster.node.pid) != pid
+    cluster.becomes(job, "COMPLETED", limit_s=90)
+    assert cluster.output(job).endswith("guest\n"), shown
+
+
+def test_a_running_job_is_cancelled(cluster: SlurmSite) -> None:
+    job = cluster.sbatch(IMAGE, script="#!/bin/sh\necho up; while :; do sleep 0.2; done\n")
+    cluster.says(job, "up")
+    cluster.master.run("scancel", job, user="alice")
+    cluster.becomes(job, "CANCELLED")
+
+
+def test_the_configuration_is_put_back_as_it_was(cluster: SlurmSite) -> None:
+    conf = cluster.master.path("/etc/slurm/slurm.conf")
+    installed = conf.read_text()
+    assert "nothing to do" in cluster.master.run(AGENT, "hooks", "slurm", "install").stdout
+    cluster.master.run(AGENT, "hooks", "slurm", "remove")
+    assert "distrib" not in conf.read_text()
+    assert list(conf.parent.glob("*.lua")) == []
+    cluster.master.run(AGENT, "hooks", "slurm", "install")
+    assert conf.read_text() == installed
