@@ -83,7 +83,9 @@ def run(group: click.Group, *, name: str, arguments: Sequence[str] | None = None
 
 
 def _run(group: click.Group, name: str, arguments: list[str]) -> int:
-    as_json = "--json" in arguments
+    # What follows -- is a job's.
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    as_json = "--json" in own
     try:
         status = group.main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

@@ -15,6 +15,7 @@ from typing import IO, Any
 import click
 
 from agent.cli.quantities import MEMORY, TIME
+from agent.cli.told import OutputLines, tell
 from agent.cli.workdir import Directory, write_all
 from agent.socket.launch import Follower
 from distrib.errors import DistribError, ExitStatus, OperatorError
@@ -52,6 +53,7 @@ _OF_JOBS = frozenset({"limit-reached"})
 @click.option("--node-fault", type=click.IntRange(1, 255), help="Exit so for a fault of the node.")
 @click.option("--refused", type=click.IntRange(1, 255), help="Exit so where no node will do.")
 @click.option("--reconnect-s", type=float, default=120.0, help="Wait so long for a lost agent.")
+@click.option("--json", "as_json", is_flag=True, help="Print output, phases and result as lines.")
 @click.pass_obj
 def launch(
     socket: Path,
@@ -69,6 +71,7 @@ def launch(
     node_fault: int | None,
     refused: int | None,
     reconnect_s: float,
+    as_json: bool,
     **asked: object,
 ) -> int:
     """Boot a fresh instance of IMAGE, run SCRIPT (- for standard input) in it, end it.
@@ -82,8 +85,8 @@ def launch(
         inputs["stdin"] = lambda: open(0, "rb", closefd=False)  # noqa: SIM115
     with contextlib.ExitStack() as stack:
         sinks: dict[str, Callable[[bytes], None]] = {
-            "stdout": partial(write_all, 1),
-            "stderr": partial(write_all, 2),
+            "stdout": OutputLines("stdout") if as_json else partial(write_all, 1),
+            "stderr": OutputLines("stderr") if as_json else partial(write_all, 2),
         }
         if workdir is not None:
             directory = Directory(workdir)
@@ -91,10 +94,16 @@ def launch(
             sinks["files"] = stack.enter_context(directory.unpacking())
 
         def say(phase: str, after_s: float) -> None:
-            if phases:
+            if as_json:
+                tell({"phase": phase, "after_s": after_s})
+            elif phases:
                 click.echo(f"distrib-agent: {phase} after {after_s} s", err=True)
 
-        follower = Follower(socket, sinks, say, inputs, reconnect_s=reconnect_s)
+        def began(lease: str) -> None:
+            if as_json:
+                tell({"lease": lease})
+
+        follower = Follower(socket, sinks, say, inputs, reconnect_s=reconnect_s, on_lease=began)
         follower.forward_signals()
         try:
             answer = follower.run(
@@ -111,10 +120,15 @@ def launch(
             _account(accounting, {"error": error.as_dict()})
             if (status := _status_for(error, node_fault, refused)) is None:
                 raise
-            hint = f" ({error.hint})" if error.hint else ""
-            click.echo(f"distrib-agent: {error.message}{hint}", err=True)
+            if as_json:
+                tell({"error": error.as_dict()})
+            else:
+                hint = f" ({error.hint})" if error.hint else ""
+                click.echo(f"distrib-agent: {error.message}{hint}", err=True)
             return status
     _account(accounting, answer)
+    if as_json:
+        tell(answer)
     ended: int = answer["exit"]
     return ended
 

@@ -42,12 +42,13 @@ async def pump(
             elif last:
                 return
             else:
-                await _sleep_or_ended(ended, poll_s)
+                await set_or_after(ended, poll_s)
 
 
-async def _sleep_or_ended(ended: asyncio.Event, delay_s: float) -> None:
+async def set_or_after(event: asyncio.Event, limit_s: float) -> None:
+    """Return once ``event`` is set, or ``limit_s`` later."""
     try:
-        async with asyncio.timeout(delay_s):
-            await ended.wait()
+        async with asyncio.timeout(limit_s):
+            await event.wait()
     except TimeoutError:
         return

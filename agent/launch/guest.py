@@ -90,7 +90,7 @@ class Guest:
     async def start(self, spec: JobSpec) -> None:
         """Write the files and start the guest. Raises what the hypervisor raises."""
         xml = to_xml(spec.domain())
-        await asyncio.to_thread(_write_files, spec)
+        await asyncio.to_thread(write_files, spec)
         self._phase("prepared")
         await self._hypervisor.start(xml)
         self._phase("started")
@@ -107,7 +107,9 @@ class Guest:
         """Return when the guest has ended, by itself or at a limit.
 
         Raises what the hypervisor raises; cancellation leaves the guest running."""
-        waiting = asyncio.create_task(self._hypervisor.wait(self._domain), name="wait")
+        waiting = asyncio.create_task(
+            self._hypervisor.wait(self._domain, soon=self._reported), name="wait"
+        )
         counting = asyncio.create_task(self._count(), name="usage")
         watching = asyncio.create_task(self._watch(), name="limits")
         tasks = (waiting, counting, watching)
@@ -120,7 +122,7 @@ class Guest:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._look)
+        await self._look()
         self._phase("ended")
         self.ended.set()
         return end
@@ -156,9 +158,7 @@ class Guest:
         """End the guest at a limit; what it wrote until then is still passed on."""
         limits = self._limits
         while True:
-            await asyncio.to_thread(self._look)
-            if self._reported_s is not None:
-                self._reported.set()
+            await self._look()
             now_s = time.monotonic()
             if self._verdict is None:
                 self._verdict = self._beyond_limits(now_s)
@@ -167,9 +167,7 @@ class Guest:
                 return
             await self._hold_or_let_go(now_s)
             self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(limits.poll_s):
-                    await self._wake.wait()
+            await channel.set_or_after(self._wake, limits.poll_s)
 
     def _overdue(self, now_s: float) -> bool:
         """The job is done, or told to end, and the guest does not power itself off."""
@@ -214,16 +212,23 @@ class Guest:
                 )
         return None
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         """What the guest has said on its channels."""
-        files = self._files
-        if "booted" not in self.phases and any(path.stat().st_size for path in files.channels):
+        said, result = await asyncio.to_thread(self._read_channels)
+        if said and "booted" not in self.phases:
             self._phase("booted")
         if self._outcome.exit_status is None:
-            with files.result.open("rb") as file:
-                self._outcome = parse_result(file.read(MAX_RESULT_BYTES))
+            self._outcome = parse_result(result)
             if self._outcome.exit_status is not None:
                 self._reported_s = time.monotonic()
+                self._phase("done")
+                self._reported.set()
+
+    def _read_channels(self) -> tuple[bool, bytes]:
+        files = self._files
+        said = any(path.stat().st_size for path in files.channels)
+        with files.result.open("rb") as file:
+            return said, file.read(MAX_RESULT_BYTES)
 
     async def _hold_or_let_go(self, now_s: float) -> None:
         hold = self._held or (self._kill_at_s is None and self._stopped())
@@ -255,9 +260,7 @@ class Guest:
                 # The runner waits for it, for a second.
                 with suppress(DistribError):
                     await self._hypervisor.tell(self._domain, b"END\n")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._limits.usage_s):
-                    await self._reported.wait()
+            await channel.set_or_after(self._reported, self._limits.usage_s)
 
     # -- judging --------------------------------------------------------------------------------
 
@@ -306,7 +309,8 @@ class Guest:
         self._on_phase(name, self.phases[name])
 
 
-def _write_files(spec: JobSpec) -> None:
+def write_files(spec: JobSpec) -> None:
+    """Make the files that a launch begins with, the context disc among them. Blocks."""
     files = spec.files
     for path in (files.console, *files.channels):
         channel.create(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,8 +56,8 @@ class Hypervisor(Protocol):
         Whatever it raises, cancellation too, leaves no guest behind."""
         ...
 
-    async def wait(self, domain: Domain) -> End:
-        """Return when the guest runs no more."""
+    async def wait(self, domain: Domain, *, soon: asyncio.Event | None = None) -> End:
+        """Return when the guest runs no more; ``soon`` is set when that is to be expected."""
         ...
 
     async def destroy(self, domain: Domain) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from xml.etree import ElementTree as ET
 
 from agent.finishing import to_the_end
+from agent.launch.channel import set_or_after
 from agent.launch.domain import CONTROL, NAMESPACE, owner_of
 from agent.launch.hypervisor import Domain, End, Usage
 from agent.launch.libvirt_calls import Calls
@@ -23,7 +24,8 @@ class Libvirt:
     """The guests of one agent in one libvirt (see ``Hypervisor``).
 
     ``patience_s``: how long a guest is waited for while the daemon itself cannot be reached; a
-    restarted libvirtd finds its guests again.
+    restarted libvirtd finds its guests again. ``poll_s``: how often a guest is asked for whether it
+    runs still, ``soon_s`` where its end is near.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Libvirt:
         agent: str,
         call_timeout_s: float = 60.0,
         poll_s: float = 0.2,
+        soon_s: float = 0.02,
         patience_s: float = 60.0,
     ) -> None:
         self._calls = Calls(uri, timeout_s=call_timeout_s)
@@ -42,6 +45,7 @@ class Libvirt:
         self.agent = agent
         self._call_timeout_s = call_timeout_s
         self._poll_s = poll_s
+        self._soon_s = soon_s
         self._patience_s = patience_s
 
     async def __aenter__(self) -> Self:
@@ -98,7 +102,8 @@ class Libvirt:
             raise
         return domain
 
-    async def wait(self, domain: Domain) -> End:
+    async def wait(self, domain: Domain, *, soon: asyncio.Event | None = None) -> End:
+        soon = soon or asyncio.Event()
         unreachable_s = 0.0
         while True:
             try:
@@ -113,7 +118,12 @@ class Libvirt:
                 unreachable_s = 0.0
                 if end is not None:
                     return end
-            await asyncio.sleep(self._poll_s)
+            if unreachable_s:
+                await asyncio.sleep(self._poll_s)
+            elif soon.is_set():
+                await asyncio.sleep(self._soon_s)
+            else:
+                await set_or_after(soon, self._poll_s)
 
     async def destroy(self, domain: Domain) -> None:
         def end(connection: Any) -> None:

@@ -31,11 +31,16 @@ port() {
 finish() {
     # The host looks at the machine's counters a last time, and says when it has.
     sync
+    [ -z "$control" ] || kill "$control" 2>/dev/null
     echo "$1" >&3
     tries=0
-    while [ -n "$control" ] && [ ! -e "$work/end" ] && [ $tries -lt 20 ]; do
-        tries=$((tries + 1))
-        sleep 0.05
+    while [ -n "$control" ] && [ $tries -lt 20 ]; do
+        if read -r word <&4; then
+            [ "$word" != END ] || break
+        else
+            tries=$((tries + 1))
+            sleep 0.05
+        fi
     done
     $poweroff
     exit 0
@@ -43,7 +48,7 @@ finish() {
 
 site() {
     [ -f "$context/$1" ] || return 0
-    sh "$context/$1" "$2" </dev/null 3>&-
+    sh "$context/$1" "$2" </dev/null 3>&- 4<&-
 }
 
 exec 3>>"$(port result 3)"
@@ -107,13 +112,14 @@ echo ready >&3
 setsid sh "$work/run" "$stdin" "$work" "$context" "$directory" &
 job=$!
 if [ -e "$ports/distrib.control" ]; then
+    # It admits one opener too.
+    exec 4<"$ports/distrib.control"
     (
-        exec 3>&- 4<"$ports/distrib.control"
+        exec 3>&-
         while :; do
             if read -r word <&4; then
                 case $word in
                     TERM | HUP | XCPU | USR1 | USR2) kill -s "$word" -- "-$job" ;;
-                    END) : >"$work/end" ;;
                 esac
             else
                 # Nobody has opened the other end.

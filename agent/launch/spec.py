@@ -186,8 +186,8 @@ class JobSpec:
 @dataclass(frozen=True)
 class JobResult:
     """``phases``: seconds from the beginning of the launch to ``prepared``, ``started``,
-    ``booted`` and ``ended``. ``signal``: the number of the one that ended the job, if one did;
-    ``exit_status`` is then the job's own or 128 + its number."""
+    ``booted``, ``done`` (the job) and ``ended``. ``signal``: the number of the one that ended the
+    job, if one did; ``exit_status`` is then the job's own or 128 + its number."""
 
     exit_status: int
     console_log_tail: str

@@ -25,13 +25,15 @@ FORWARDED = (
 @dataclass
 class Follower:
     """One launch, seen from its client. ``sinks``: what to do with each stream's bytes;
-    ``reconnect_s``: how long an agent that went away is waited for."""
+    ``reconnect_s``: how long an agent that went away is waited for; ``on_lease`` hears of the
+    launch's lease."""
 
     socket: Path
     sinks: Mapping[str, Callable[[bytes], None]]
     on_phase: Callable[[str, float], None]
     inputs: Mapping[str, Callable[[], IO[bytes]]] = field(default_factory=dict)
     reconnect_s: float = 120.0
+    on_lease: Callable[[str], None] = lambda _lease: None
     lease: str = ""
     token: str = ""
     _got: dict[str, int] = field(default_factory=dict)
@@ -87,6 +89,7 @@ class Follower:
             self.on_phase(line["phase"], line["after_s"])
         elif "token" in line:
             self.lease, self.token = line["lease"], line["token"]
+            self.on_lease(self.lease)
             for name, opened in self.inputs.items():
                 with opened() as stream:
                     self._put(name, stream)

@@ -60,7 +60,7 @@ async def test_the_job_of_the_slide_runs_in_the_guest(
     total_kib = int(output.stdout.split(b"Mem:")[1].split()[0])
     assert 100 << 10 < total_kib < 160 << 10
     assert output.stderr == b""
-    assert phases == list(result.phases) == ["prepared", "started", "booted", "ended"]
+    assert phases == list(result.phases) == ["prepared", "started", "booted", "done", "ended"]
     assert sorted(result.phases.values()) == list(result.phases.values())
     assert "Power down" in result.console_log_tail
     assert not spec.run_dir.exists()

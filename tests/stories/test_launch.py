@@ -44,11 +44,14 @@ def launching(
 
 
 @contextmanager
-def endless_job(node: Node) -> Iterator[subprocess.Popen[bytes]]:
+def endless_job(node: Node, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A launch whose job has started and does not end by itself."""
-    command = [str(BIN / "distrib-agent"), "--socket", str(node.socket), "launch", "guest", "-"]
+    command = [str(BIN / "distrib-agent"), "--socket", str(node.socket), "launch", *options]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [*command, "guest", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as client:
         assert client.stdin is not None
         assert client.stdout is not None
@@ -154,6 +157,20 @@ def test_a_lease_dies_with_its_holder_also_over_a_restart(launching: tuple[Node,
     assert node.ask("leases")["leases"] == []
     assert not Path(lease["device"]).exists()
     assert node.state(image) == "ready"
+
+
+def test_an_image_that_is_denied_and_killed_ends_its_guest_with_the_reason(
+    farm: Farm, launching: tuple[Node, Image], libvirt_uri: str
+) -> None:
+    node, image = launching
+    with endless_job(node, "--refused=100") as client:
+        farm.ask("image", "deny", image.alias, "--reason=a hole in its ssh", "--kill")
+        assert client.wait(60) == 100
+        assert client.stderr is not None
+        assert b"a hole in its ssh" in client.stderr.read()
+    assert domains(libvirt_uri) == []
+    assert run_log(node)[-1]["error"] == "revoked"
+    eventually("the lease is gone", lambda: node.ask("leases")["leases"] == [])
 
 
 def test_an_agent_that_serves_what_it_pulled_is_small_again(
