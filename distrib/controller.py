@@ -53,6 +53,7 @@ class Controller:
             bus=settings.bus,
             orders_key=key,
             silent_s=settings.rollout.silent_s,
+            token_bps=settings.rollout.token_bps,
             prestage=settings.prestage,
             on_connect=self._tell_retained,
         )

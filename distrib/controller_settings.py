@@ -85,6 +85,12 @@ class RolloutSettings(Section):
     silent_s: float = Field(
         120, gt=0, description="a node that should report and does not is counted as failed"
     )
+    token_bps: int = Field(
+        62_500_000,
+        gt=0,
+        description="what nodes whose swarm brings nothing may fetch from seeders otherwise, all"
+        " together, bytes per second",
+    )
 
 
 class FarmSettings(Section):

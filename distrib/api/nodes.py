@@ -14,11 +14,13 @@ from distrib.api.access import Operator, Use, Viewer
 from distrib.api.body import Body
 from distrib.api.services import Services
 from distrib.api.views import node_view
+from distrib.bus.messages import Transport
+from distrib.bus.schema import HostKeys
 from distrib.bus.topics import is_node_name
 from distrib.db.audit import record
 from distrib.db.models import Node
 from distrib.errors import NotFound, OperatorError
-from distrib.rollout.plan import LINK_LABEL, is_link_rate
+from distrib.rollout.plan import LINK_LABEL, TRANSPORT_LABEL, is_link_rate
 
 router = APIRouter(tags=["nodes"])
 
@@ -34,6 +36,7 @@ class NodeEntry(Body):
     address: str
     rack: _Rack = ""
     labels: Annotated[dict[_LabelKey, _LabelValue], Field(max_length=64, default_factory=dict)]
+    host_keys: HostKeys = ()
 
     @field_validator("address")
     @classmethod
@@ -47,9 +50,11 @@ class NodeEntry(Body):
     @field_validator("labels")
     @classmethod
     def _has_a_rate(cls, value: dict[str, str]) -> dict[str, str]:
-        """The one label that is more than a name: the relay plan goes by it."""
+        """The labels that are more than names: the relay plan, and what nodes are told."""
         if LINK_LABEL in value and not is_link_rate(value[LINK_LABEL]):
             raise ValueError(f"{LINK_LABEL}={value[LINK_LABEL]}: a whole number of Mbit/s")
+        if value.get(TRANSPORT_LABEL, "swarm") not in set(Transport):
+            raise ValueError(f"{TRANSPORT_LABEL}={value[TRANSPORT_LABEL]}: swarm, tsunami or auto")
         return value
 
 
@@ -116,6 +121,7 @@ def _put(services: Services, name: str, body: NodeEntry, actor: str) -> Node:
             row = Node(name=name, added_at=now, added_by=actor)
             session.add(row)
         row.address, row.rack, row.labels = body.address, body.rack, dict(body.labels)
+        row.host_keys = list(body.host_keys)
         record(
             session,
             at=now,
@@ -125,5 +131,6 @@ def _put(services: Services, name: str, body: NodeEntry, actor: str) -> Node:
             address=body.address,
             rack=body.rack,
             labels=dict(body.labels),
+            host_keys=list(body.host_keys),
         )
         return row

@@ -13,7 +13,7 @@ from pydantic import Field
 from distrib.api.access import Operator, Use, Viewer
 from distrib.api.body import Body
 from distrib.api.services import Document
-from distrib.bus.messages import Traffic
+from distrib.bus.messages import Traffic, Transport
 
 router = APIRouter(tags=["rollouts"])
 
@@ -26,6 +26,7 @@ class RolloutRequest(Body):
     download_bps: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     upload_bps: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     traffic: Traffic = Traffic.FOREGROUND
+    transport: Transport = Transport.SWARM
     deadline_s: Annotated[float, Field(gt=0, le=30 * 86400)] | None = None
 
 

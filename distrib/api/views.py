@@ -84,6 +84,7 @@ def node_view(node: Node) -> dict[str, Any]:
         "address": node.address,
         "rack": node.rack,
         "labels": node.labels,
+        "host_keys": node.host_keys,
         "added_at": time_text(node.added_at),
         "added_by": node.added_by,
     }

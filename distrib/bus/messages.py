@@ -12,6 +12,7 @@ from pydantic import Field
 
 from distrib.bus.schema import (
     Bytes,
+    HostKeys,
     ImageId,
     Infohash,
     Message,
@@ -82,9 +83,6 @@ class NodeReason(StrEnum):
     INTERNAL = "internal"
 
 
-HostKey = Annotated[str, Field(max_length=1000, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}$")]
-
-
 class Peer(Model):
     """Where a node or seeder answers to BitTorrent, and to SSH where it may be asked so.
 
@@ -94,7 +92,7 @@ class Peer(Model):
     address: Annotated[str, Field(max_length=45)]
     port: Port
     ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    host_keys: Annotated[tuple[HostKey, ...], Field(max_length=4)] = ()
+    host_keys: HostKeys = ()
 
 
 Peers = Annotated[tuple[Peer, ...], Field(max_length=256)]
@@ -123,6 +121,7 @@ class SeederPresence(Message):
     address: Annotated[str, Field(max_length=45)] = ""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     ssh_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    host_keys: HostKeys = ()
     web_seed: Annotated[str, Field(max_length=500)] = ""
     link_bps: Bytes = 0
     infohashes: Annotated[tuple[Infohash, ...], Field(max_length=10_000)] = ()

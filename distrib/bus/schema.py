@@ -45,6 +45,9 @@ VersionText = Annotated[
 Bytes = Annotated[int, Field(ge=0, le=1 << 60)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Text = Annotated[str, Field(max_length=1000)]
+HostKey = Annotated[str, Field(max_length=1000, pattern=r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}$")]
+HostKeys = Annotated[tuple[HostKey, ...], Field(max_length=4)]
+"""Of an sshd, as in known_hosts without the host ("ssh-ed25519 AAAA...")."""
 Token = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[\w.:@+-]+$")]
 
 

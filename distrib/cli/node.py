@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from distrib.cli.client import connected, path_of
 from distrib.cli.output import json_option, print_fields, print_json, print_line, print_table
+from distrib.errors import NotFound
 from distrib.printable import bytes_text, percent
 
 
@@ -21,8 +23,23 @@ def node() -> None:
 @click.option("--address", required=True, help="IP address by which its peers reach it.")
 @click.option("--rack", default="", help="For selectors and for the relay plan.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="For selectors.")
+@click.option(
+    "--host-key",
+    "host_keys",
+    multiple=True,
+    metavar="KEY|FILE.pub",
+    help="Of its sshd, for pieces over SSH: no other is believed.",
+)
 @json_option
-def add(*, name: str, address: str, rack: str, labels: tuple[str, ...], as_json: bool) -> None:
+def add(
+    *,
+    name: str,
+    address: str,
+    rack: str,
+    labels: tuple[str, ...],
+    host_keys: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Add a node, or replace its entry. NAME is the CN of its certificate."""
     pairs = {}
     for label in labels:
@@ -31,9 +48,9 @@ def add(*, name: str, address: str, rack: str, labels: tuple[str, ...], as_json:
             raise click.UsageError(f"--label {label!r} is not KEY=VALUE")
         pairs[key] = value
     with connected() as client:
-        row = client.put(
-            path_of("nodes", name), {"address": address, "rack": rack, "labels": pairs}
-        )
+        entry = {"address": address, "rack": rack, "labels": pairs}
+        keys = [_host_key(text) for text in host_keys]
+        row = client.put(path_of("nodes", name), entry | {"host_keys": keys})
     if as_json:
         print_json(row)
     else:
@@ -118,6 +135,22 @@ def forget(*, name: str, as_json: bool) -> None:
         print_json(document)
     else:
         print_line(f"node {name} forgotten")
+
+
+def _host_key(given: str) -> str:
+    """A host key as it is, or the one in a .pub file; without its comment."""
+    text = given if " " in given.strip() else _read(Path(given))
+    words = text.split()
+    if len(words) < 2:
+        raise click.UsageError(f"--host-key {given!r} is no public key, and no file with one")
+    return " ".join(words[:2])
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise NotFound(f"{file}: {error.strerror}", hint="name a .pub file") from None
 
 
 def _held(row: dict[str, Any]) -> list[dict[str, Any]]:

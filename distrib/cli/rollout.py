@@ -33,6 +33,13 @@ def rollout() -> None:
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), help="Seconds to --wait.")
 @click.option("--deadline", "deadline_s", type=click.FloatRange(min=1), help="Seconds to be ready.")
 @click.option("--background", is_flag=True, help="Make way for the nodes' other traffic.")
+@click.option(
+    "--transport",
+    type=click.Choice(["swarm", "tsunami", "auto"]),
+    default="swarm",
+    show_default=True,
+    help="How pieces come; a node's label `transport` goes before it.",
+)
 @click.option("--download-mbit", type=click.FloatRange(min=0), help="Cap of each node, in Mbit/s.")
 @click.option("--upload-mbit", type=click.FloatRange(min=0), help="The same for what it serves.")
 @json_option
@@ -44,6 +51,7 @@ def start(
     timeout_s: float | None,
     deadline_s: float | None,
     background: bool,
+    transport: str,
     download_mbit: float | None,
     upload_mbit: float | None,
     as_json: bool,
@@ -52,6 +60,7 @@ def start(
     if timeout_s is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
     body: dict[str, Any] = {"image": image, "nodes": nodes, "deadline_s": deadline_s}
+    body["transport"] = transport
     if download_mbit:
         body["download_bps"] = int(download_mbit * 1_000_000 / _BITS_PER_BYTE)
     if upload_mbit:

@@ -204,6 +204,7 @@ class Node(Base):
     address: Mapped[str] = mapped_column(String(45))
     rack: Mapped[str] = mapped_column(String(64), default="")
     labels: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    host_keys: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     added_at: Mapped[datetime]
     added_by: Mapped[str] = mapped_column(String(128))
 

@@ -6,7 +6,7 @@ A node is told anew only when what it is told has changed. The generation is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -93,11 +93,24 @@ def report_interval_s(nodes: int) -> float:
 
 
 def wanted_of(
-    assigned: Iterable[Assigned], links: Mapping[str, Links], *, interval_s: float
+    assigned: Iterable[Assigned],
+    links: Mapping[str, Links],
+    *,
+    interval_s: float,
+    transport: str = "",
+    web_seeds: Callable[[str], tuple[str, ...]] = lambda _: (),
 ) -> Wanted:
-    """What one node is told; ``links`` are its own, by info-hash."""
+    """What one node is told; ``links`` are its own, by info-hash; ``transport`` is what its label
+    says, which goes before the rollout's."""
     ordered = sorted(assigned, key=lambda one: (one.identifier, one.version))
-    images = tuple(_image(one, links.get(one.infohash, Links())) for one in ordered)
+    images = tuple(
+        _image(
+            replace(one, transport=transport or one.transport),
+            links.get(one.infohash, Links()),
+            web_seeds(one.infohash),
+        )
+        for one in ordered
+    )
     return Wanted(interval_s, images)
 
 
@@ -126,7 +139,8 @@ def open_own(node: str, envelope: bytes, key: Ed25519PrivateKey) -> Desired | No
     return desired if desired.node == node else None
 
 
-def _image(one: Assigned, links: Links) -> DesiredImage:
+def _image(one: Assigned, links: Links, web_seeds: tuple[str, ...]) -> DesiredImage:
+    further = one.transport != Transport.SWARM
     return DesiredImage(
         identifier=one.identifier,
         version=one.version,
@@ -138,14 +152,25 @@ def _image(one: Assigned, links: Links) -> DesiredImage:
         deadline=one.deadline,
         transport=Transport(one.transport),
         traffic=Traffic(one.traffic),
-        parents=_peers(links.parents),
-        fallbacks=_peers(links.fallbacks),
-        neighbours=_peers(links.neighbours),
-        children=_peers(links.children),
+        parents=peers_of(links.parents, ssh=further),
+        fallbacks=peers_of(links.fallbacks, ssh=further),
+        neighbours=peers_of(links.neighbours, ssh=further),
+        children=peers_of(links.children),
         stripes=links.stripes,
+        web_seeds=web_seeds if further else (),
         caps=Caps(download_bps=one.download_bps, upload_bps=one.upload_bps),
     )
 
 
-def _peers(peers: Iterable[RelayPeer]) -> tuple[Peer, ...]:
-    return tuple(Peer(node=peer.node, address=peer.address, port=peer.port) for peer in peers)
+def peers_of(peers: Iterable[RelayPeer], *, ssh: bool = False) -> tuple[Peer, ...]:
+    """As a message has them; with ``ssh`` also where and by which keys they answer to SSH."""
+    return tuple(
+        Peer(
+            node=peer.node,
+            address=peer.address,
+            port=peer.port,
+            ssh_port=peer.ssh_port if ssh and peer.host_keys else 0,
+            host_keys=peer.host_keys if ssh else (),
+        )
+        for peer in peers
+    )

@@ -18,9 +18,12 @@ from distrib.errors import MessageInvalid
 from distrib.rollout.machine import Claim, ImageKey
 from distrib.rollout.movement import Movement
 from distrib.rollout.plan import InventoryNode
+from distrib.swarm import IMAGE_FILE
 from distrib.swarm.relay_peers import Member
 
 log = structlog.get_logger(__name__)
+
+WEB_SEEDS_MAX = 8
 
 _HELD = frozenset({"ready", "leased"})
 
@@ -151,6 +154,8 @@ class Fleet:
             progress=1.0 if has_all else _progress(held),
             link_bps=entry.link_bps,
             stripe_ports=() if presence is None else presence.stripe_ports,
+            ssh_port=0 if presence is None else presence.ssh_port,
+            host_keys=entry.host_keys,
         )
 
     def seeders_of(self, infohash: str) -> list[Member]:
@@ -163,10 +168,22 @@ class Fleet:
                 has_all=True,
                 progress=1.0,
                 link_bps=seeder.link_bps,
+                ssh_port=seeder.ssh_port,
+                host_keys=seeder.host_keys,
             )
             for seeder in self.seeders.values()
             if seeder.online and infohash in seeder.infohashes
         ]
+
+    def web_seeds_of(self, infohash: str) -> tuple[str, ...]:
+        """Where the seeders serve the image over HTTPS."""
+        return tuple(
+            sorted(
+                f"{seeder.web_seed.rstrip('/')}/{infohash}/{IMAGE_FILE}"
+                for seeder in self.seeders.values()
+                if seeder.online and seeder.web_seed and infohash in seeder.infohashes
+            )
+        )[:WEB_SEEDS_MAX]
 
     def _drop_report(self, node: str) -> Report | None:
         self._held.pop(node, None)
@@ -192,22 +209,23 @@ class Fleet:
         return message
 
 
-def reach_of(presence: Presence | None) -> tuple[bool, int, tuple[int, ...]]:
+def reach_of(presence: Presence | None) -> tuple[object, ...]:
     """What of a presence the relay plan depends on."""
     if presence is None:
-        return (False, 0, ())
-    return (presence.online, presence.swarm_port, presence.stripe_ports)
+        return (False, 0, (), 0)
+    return (presence.online, presence.swarm_port, presence.stripe_ports, presence.ssh_port)
 
 
 def place_of(node: InventoryNode) -> tuple[object, ...]:
     """What of the inventory the relay plan depends on."""
-    return (node.address, node.rack, node.link_bps)
+    return (node.address, node.rack, node.link_bps, node.host_keys)
 
 
 def source_of(seeder: SeederPresence) -> tuple[object, ...]:
     """What of a seeder's presence the relay plan depends on."""
-    reach = (seeder.online, seeder.address, seeder.port, seeder.link_bps)
-    return (*reach, frozenset(seeder.infohashes))
+    swarm = (seeder.online, seeder.address, seeder.port, seeder.link_bps)
+    further = (seeder.ssh_port, seeder.host_keys, seeder.web_seed)
+    return (*swarm, *further, frozenset(seeder.infohashes))
 
 
 def complete_in(report: Report | None) -> set[str]:

@@ -26,13 +26,14 @@ from distrib.bus.messages import (
     Report,
     Request,
     SeederPresence,
+    TokensWanted,
 )
 from distrib.bus.mqtt import Bus
 from distrib.errors import DistribError
 from distrib.rollout.desired import open_own
 from distrib.rollout.fleet import Cleared, Heard
-from distrib.rollout.orders import ORDERS_EXPIRE
-from distrib.rollout.state import Outbox, State
+from distrib.rollout.orders import ORDERS_EXPIRE, Outbox
+from distrib.rollout.state import State
 
 log = structlog.get_logger(__name__)
 
@@ -210,10 +211,10 @@ class Loop:
                 self._state.seeder_changed(seeder, heard.before)
             case Request(request=ParentLost() as lost, node=node):
                 self._state.parent_lost(lost, child=node)
+            case Request(request=TokensWanted() as tokens, node=node):
+                self._state.granting.ask(node, tokens, self._state.assigned.get(node, ()))
             case Request(request=ImageWanted() as wanted, node=node):
                 self._on_wanted(node, wanted)
-            case Request() as request:
-                log.info("request", node=request.node, kind=request.request.kind)
             case Event() as event:
                 self._events.append(event)
             case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,6 +14,15 @@ from distrib.rollout.records import IssuedNumbers
 from distrib.trust.envelope import seal
 
 ORDERS_EXPIRE = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """What is to be published now, by node, and the rollouts that look different."""
+
+    desired: Mapping[str, bytes] = field(default_factory=dict)
+    orders: Mapping[str, bytes] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
 
 
 class OrderBook:

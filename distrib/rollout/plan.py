@@ -20,6 +20,7 @@ from distrib.errors import OperatorError
 
 MAX_SELECTOR_CHARS = 4000
 LINK_LABEL = "link_mbit"
+TRANSPORT_LABEL = "transport"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}")
 _GLOB = re.compile(r"[a-z0-9.*?\[\]!-]{1,63}")
@@ -41,6 +42,12 @@ class InventoryNode:
     address: str = ""
     rack: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    host_keys: tuple[str, ...] = ()
+
+    @property
+    def transport(self) -> str:
+        """The transport that it is held to, from the label ``transport``; "": the rollout's."""
+        return str(self.labels.get(TRANSPORT_LABEL, ""))
 
     @property
     def link_bps(self) -> int:

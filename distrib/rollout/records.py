@@ -41,6 +41,7 @@ class RolloutRecord:
     download_bps: int = 0
     upload_bps: int = 0
     traffic: str = "foreground"
+    transport: str = "swarm"
 
     def moved(self, rollout: Rollout) -> RolloutRecord:
         """The same request, another state."""
@@ -58,7 +59,9 @@ class IssuedNumbers:
 def load_inventory(session: Session) -> dict[str, InventoryNode]:
     """Every node, by name."""
     return {
-        row.name: InventoryNode(row.name, row.address, row.rack, dict(row.labels))
+        row.name: InventoryNode(
+            row.name, row.address, row.rack, dict(row.labels), tuple(row.host_keys)
+        )
         for row in session.scalars(select(models.Node))
     }
 
@@ -175,6 +178,7 @@ def add_rollout(session: Session, kept: RolloutRecord) -> None:
                 "download_bps": kept.download_bps,
                 "upload_bps": kept.upload_bps,
                 "traffic": kept.traffic,
+                "transport": kept.transport,
                 "size_bytes": rollout.size_bytes,
             },
         )
@@ -352,6 +356,7 @@ def _record(session: Session, row: models.Rollout, silent_s: float) -> RolloutRe
         download_bps=int(row.options.get("download_bps", 0)),
         upload_bps=int(row.options.get("upload_bps", 0)),
         traffic=str(row.options.get("traffic", "foreground")),
+        transport=str(row.options.get("transport", "swarm")),
     )
 
 

@@ -22,6 +22,7 @@ from distrib.errors import Conflict, NetworkError, NotFound
 from distrib.rollout import machine, records
 from distrib.rollout.capping import set_caps
 from distrib.rollout.desired import Assigned, with_assigned, without_rollout
+from distrib.rollout.granting import DEFAULT_SEEDER_BPS
 from distrib.rollout.loop import Loop
 from distrib.rollout.plan import Targets, parse_selector, targets
 from distrib.rollout.prestage_settings import PrestageSettings
@@ -58,6 +59,7 @@ class Rollouts:
         orders_key: Ed25519PrivateKey,
         clock: Callable[[], datetime] = utc_now,
         silent_s: float = machine.DEFAULT_SILENT_S,
+        token_bps: int = DEFAULT_SEEDER_BPS,
         prestage: PrestageSettings | None = None,
         on_connect: Callable[[], None] = lambda: None,
     ) -> None:
@@ -72,6 +74,7 @@ class Rollouts:
         self._clock = clock
         self._silent_s = silent_s
         self._state = State(self.bus.topics, database=database, key=orders_key, clock=clock)
+        self._state.granting.limit(token_bps)
         self._loop = Loop(
             self._state,
             self.bus,
@@ -112,7 +115,8 @@ class Rollouts:
     # -- what the API asks ----------------------------------------------------------------------
 
     async def start(self, request: Document, actor: str) -> Document:
-        """Accept ``{"image", "nodes", "download_bps"?, "upload_bps"?, "traffic"?, "deadline_s"?}``.
+        """Accept ``{"image", "nodes", "download_bps"?, "upload_bps"?, "traffic"?, "transport"?,
+        "deadline_s"?}``.
 
         Raises NotFound for an unknown image, a name that no node has, a selector that matches no
         online node; TrustRefused where the image has lapsed; OperatorError for a selector that
@@ -271,6 +275,7 @@ class Rollouts:
             download_bps=int(request.get("download_bps", 0)),
             upload_bps=int(request.get("upload_bps", 0)),
             traffic=str(request.get("traffic", "foreground")),
+            transport=str(request.get("transport", "swarm")),
         )
 
     async def _abort(self, rollout: str, actor: str) -> Document:
@@ -384,6 +389,7 @@ def _assignment(kept: RolloutRecord, node: str) -> Assigned:
         download_bps=kept.download_bps,
         upload_bps=kept.upload_bps,
         traffic=kept.traffic,
+        transport=kept.transport,
         deadline=kept.rollout.deadline,
         size_bytes=kept.rollout.size_bytes,
     )

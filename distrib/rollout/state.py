@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,30 +26,16 @@ from distrib.bus.messages import (
 from distrib.bus.topics import Topics
 from distrib.db.session import Database
 from distrib.rollout import machine, records
-from distrib.rollout.desired import (
-    Assigned,
-    Wanted,
-    report_interval_s,
-    seal_desired,
-    wanted_of,
-)
+from distrib.rollout.desired import Assigned, Wanted, report_interval_s, seal_desired, wanted_of
 from distrib.rollout.ending import Ending, Endings
 from distrib.rollout.ending_records import load_endings, note_ended
 from distrib.rollout.fleet import Fleet, complete_in, place_of, reach_of, source_of
+from distrib.rollout.granting import Granting
 from distrib.rollout.numbers import Numbers
-from distrib.rollout.orders import OrderBook
+from distrib.rollout.orders import OrderBook, Outbox
 from distrib.rollout.plan import InventoryNode, parse_selector
 from distrib.rollout.planner import Planner
 from distrib.rollout.records import CONTROLLER, IssuedNumbers, RolloutRecord
-
-
-@dataclass(frozen=True)
-class Outbox:
-    """What is to be published now, by node, and the rollouts that look different."""
-
-    desired: Mapping[str, bytes] = field(default_factory=dict)
-    orders: Mapping[str, bytes] = field(default_factory=dict)
-    changed: frozenset[str] = frozenset()
 
 
 class State:
@@ -71,6 +57,7 @@ class State:
         self._key = key
         self._clock = clock
         self.planner = Planner(self.fleet)
+        self.granting = Granting(self.fleet, self.planner, clock=clock)
         self._endings = Endings()
         self._holders: dict[str, set[str]] = {}
         self._sizes: dict[str, int] = {}
@@ -163,7 +150,9 @@ class State:
         if known is not None and source_of(known) == source_of(after):
             return
         moved = set(after.infohashes) | set(known.infohashes if known else ())
-        self._torrents |= moved & self._holders.keys()
+        for infohash in moved & self._holders.keys():
+            self._torrents.add(infohash)
+            self._nodes |= self._holders[infohash]
 
     def parent_lost(self, lost: ParentLost, *, child: str) -> None:
         """A node gets nothing from its parent."""
@@ -229,6 +218,8 @@ class State:
             ):
                 newest[image.identifier] = kept
         joined = [kept for kept in newest.values() if node not in kept.rollout.targets]
+        if before is not None and before.transport != after.transport:
+            self._nodes.add(node)
         online, now = self.fleet.is_online(node), self._clock()
         for kept in joined:
             name = kept.rollout.id
@@ -272,6 +263,8 @@ class State:
             numbers[node] = self._numbers.next_generation(node, now)
         for node, ends in self._endings.look(self.fleet, now).items():
             self._orders.add(node, *ends)
+        for node, grant in self.granting.due(now):
+            self._orders.add(node, grant)
         for node in self._orders.nodes:
             numbers[node] = self._numbers.next_sequence(node, now)
         self._mark_issued(told, now)
@@ -308,7 +301,13 @@ class State:
         for node in self._nodes & self.fleet.inventory.keys():
             held = self.assigned.get(node, ())
             links = {one.infohash: self.planner.links(node, one.infohash) for one in held}
-            wanted = wanted_of(held, links, interval_s=interval_s)
+            wanted = wanted_of(
+                held,
+                links,
+                interval_s=interval_s,
+                transport=self.fleet.inventory[node].transport,
+                web_seeds=self.fleet.web_seeds_of,
+            )
             before = self._published.get(node)
             if wanted != before and (wanted.images or before is not None):
                 told[node] = wanted

@@ -29,6 +29,7 @@ def rollout_view(kept: RolloutRecord, *, nodes: bool = True) -> dict[str, Any]:
         "deadline": _time(rollout.deadline),
         "ended_at": _time(rollout.ended_at),
         "traffic": kept.traffic,
+        "transport": kept.transport,
         "download_bps": kept.download_bps,
         "upload_bps": kept.upload_bps,
         "summary": asdict(rollout.summary()),

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RelayPeer:
-    """Where a node or a seeder answers to BitTorrent."""
+    """Where a node or a seeder answers to BitTorrent, and to SSH where it serves pieces so."""
 
     node: str
     address: str
     port: int
+    ssh_port: int = 0
+    host_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,21 @@ class Member:
     """Rate of its link in bytes per second, 0 where it is not known."""
     stripe_ports: tuple[int, ...] = ()
     """Where it serves each stripe; () for a node that fetches all from one parent."""
+    ssh_port: int = 0
+    """Where its sshd serves pieces; 0: it does not."""
+    host_keys: tuple[str, ...] = ()
 
     @property
     def peer(self) -> RelayPeer:
-        return RelayPeer(self.node, self.address, self.port)
+        return self._at(self.port)
 
     def stripe_peer(self, stripe: int) -> RelayPeer:
         """Where it serves a stripe."""
         port = self.stripe_ports[stripe] if stripe < len(self.stripe_ports) else self.port
-        return RelayPeer(self.node, self.address, port)
+        return self._at(port)
+
+    def _at(self, port: int) -> RelayPeer:
+        return RelayPeer(self.node, self.address, port, self.ssh_port, self.host_keys)
 
     @property
     def serves(self) -> bool:

@@ -38,7 +38,7 @@ def test_migrations_make_what_the_models_say(database: Database) -> None:
 def test_upgrade_twice_changes_nothing(database: Database) -> None:
     upgrade(database)
     with database.engine.connect() as connection:
-        assert schema_revision(connection) == "0003"
+        assert schema_revision(connection) == "0004"
 
 
 def test_a_newer_schema_is_refused_in_one_line(database: Database) -> None:
