@@ -10,11 +10,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent.accounts import Accounts
 from agent.asking import Asking
 from agent.authority import Authority
 from agent.cache.cache import Cache
 from agent.cache.records import VolumeRecord
 from agent.giving import Giving, Resolve
+from agent.launch.runlog import RunLog
 from agent.launches import Launches
 from agent.reporter import Reporter
 from agent.settings import AgentSettings
@@ -73,6 +75,7 @@ class Operations:
             **launches(self.giving).table,
             **upkeep(self.resolve).table,
             **Asking(authority=authority, reporter=reporter).table,
+            **Accounts(RunLog(settings.state_dir / "runlog")).table,
         }
 
     async def _status(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:

@@ -111,13 +111,20 @@ def starter(socket: Path, command: tuple[str, ...]) -> int:
 @click.command()
 @click.pass_obj
 def epilog(socket: Path) -> int:
-    """Give the job's lease back."""
+    """Account for what the job's guest took, and give its lease back."""
+    job = GridEngineHook().job(os.environ).job
+    status = 0
     try:
-        steps.epilog(socket, GridEngineHook().job(os.environ).job)
+        steps.account(socket, job, _spool(os.environ))
+    except DistribError as error:
+        # The run log has it; the lease goes back all the same.
+        _tell(error)
+    try:
+        steps.epilog(socket, job)
     except DistribError as error:
         _tell(error)
-        return int(error.exit_status)
-    return 0
+        status = int(error.exit_status)
+    return status
 
 
 def _spool(environ: Mapping[str, str]) -> Path:

@@ -78,9 +78,13 @@ class RunLog:
             },
         )
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """All lines, oldest first. A line that a power cut tore is left out."""
-        for _, path in self._files():
+    def lines(self, *, since: datetime | None = None) -> Iterator[dict[str, Any]]:
+        """All lines, or those of the days from ``since`` on, oldest first. A line that a power cut
+        tore is left out."""
+        first = date.min if since is None else since.astimezone(UTC).date()
+        for day, path in self._files():
+            if day < first:
+                continue
             for line in path.read_bytes().splitlines():
                 try:
                     entry = json.loads(line)

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -16,9 +17,10 @@ from agent.hooks.gridengine.names import (
     REQUEUE,
     SCHEDULER,
 )
+from agent.hooks.gridengine.usage import add_guests
 from agent.hooks.hook import Job
 from agent.socket.client import ask
-from distrib.errors import DistribError, NotFound, NotReady, OperatorError
+from distrib.errors import DistribError, NotFound, NotReady, OperatorError, StorageFailed
 
 STAGE_S: Final = 80.0
 """How long a prolog waits for an image on its way; sge_shepherd ends it after two minutes."""
@@ -71,6 +73,18 @@ def prolog(socket: Path, job: Job, hook: GridEngineHook) -> str | None:
 def epilog(socket: Path, job: str) -> None:
     """Give the job's lease back; what cannot be given back dies with the job's shepherd."""
     _release(socket, f"{SCHEDULER}:{job}")
+
+
+def account(socket: Path, job: str, spool: Path) -> bool:
+    """Hand on what the guests of this run of the job took; False where Grid Engine has no usage of
+    it. Raises StorageFailed, and what the agent answers."""
+    try:
+        # Written when the job came to this host; an earlier run of it here is accounted already.
+        began = datetime.fromtimestamp(int((spool / "config").stat().st_mtime), UTC)
+    except OSError as error:
+        raise StorageFailed(f"{spool}/config: {error.strerror}", path=str(spool)) from None
+    answer = ask(socket, "runs", job=f"{SCHEDULER}:{job}", since=began.isoformat())
+    return add_guests(spool, answer["runs"])
 
 
 def launch_arguments(
