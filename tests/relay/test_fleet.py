@@ -109,9 +109,15 @@ def make_farm(tmp_path: Path) -> Iterator[MakeFarm]:
         with database.transaction() as session:
             session.execute(insert(models.Node), rows)
         key = Ed25519PrivateKey.generate()
-        state = State(Topics("distrib/v1"), database=database, key=key, clock=lambda: farm.now)
+        made: list[FakeFarm] = []
+
+        def clock() -> datetime:
+            return made[0].now if made else now
+
+        state = State(Topics("distrib/v1"), database=database, key=key, clock=clock)
         state.load(60.0)
         farm = FakeFarm(state, key, now, {}, names)
+        made.append(farm)
         seeder = SeederPresence(
             seeder="seeder", online=True, address="192.0.2.1", port=6881, infohashes=(INFOHASH,)
         )
