@@ -14,7 +14,10 @@ One object:
   ``told`` (from the guest's end until the command has ended), ``release`` (after that, until the
   instance is gone; nobody waits for it). Not ours: ``libvirt`` (its start of the guest), ``boot``,
   ``job``, ``off`` (the guest's power-off; ours in it: that it is noticed);
-* ``virsh_phases``: the same of the domain by virsh; ``load``: before and after.
+* ``virsh_phases``: the same of the domain by virsh; ``load``: before and after;
+* ``gridengine`` (``--gridengine JOBS``; root): jobs of a real cell in a bed, two nodes, one job at
+  a time: from ``qsub`` until there is no such job, of which the launch (as the node's run log has
+  it), the rest (scheduler, hooks) being ``scheduler``.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -229,21 +232,61 @@ def measure(count: int) -> dict[str, Any]:
     }
 
 
+def gridengine(jobs: int) -> dict[str, dict[str, float]]:
+    """What a batch system adds, in milliseconds."""
+    # The bed costs a minute, and is not everywhere.
+    from tests.batch.site import site  # noqa: PLC0415
+
+    layer = subprocess.run([ROOT / "scripts" / "gridengine"], check=True, stdout=subprocess.PIPE)
+    layers = [Path(layer.stdout.decode().strip())]
+    found: list[Times] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        guest = Path(scratch) / "guest.raw"
+        build = [str(ROOT / "scripts" / "guest" / "build"), "-o", str(guest), "--size-mb", "32"]
+        subprocess.run(build, check=True)
+        (Path(scratch) / "site").mkdir()
+        with (
+            redirect_stdout(sys.stderr),
+            site(Path(scratch) / "site", guest, layers=layers) as made,
+        ):
+            for _ in range(jobs + 1):
+                began_s = time.monotonic()
+                job = made.cell.qsub("-q", "virt", "-ac", "vm_name=ccin2p3", script=JOB.decode())
+                made.cell.wait(job)
+                all_s = time.monotonic() - began_s
+                assert made.cell.output(job) == "done\n", made.cell.errors(job)
+                launch_s = _of_run_log(job, [node.directory for node in made.nodes])
+                found.append({"all": all_s, "launch": launch_s, "scheduler": all_s - launch_s})
+    return summed(found[1:])  # the first one's agent loads what only launches need
+
+
+def _of_run_log(job: str, nodes: list[Path]) -> float:
+    for file in (file for node in nodes for file in (node / "state" / "runlog").glob("*.jsonl")):
+        for line in map(json.loads, file.read_text().splitlines()):
+            if line["event"] == "end" and line["job"].partition(".")[0] == job:
+                return float(line["wall_s"])
+    raise AssertionError(f"no run log has job {job}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=12, help="pairs of launches")
+    parser.add_argument("--count", type=int, default=12, help="pairs of launches, or 0")
+    parser.add_argument("--gridengine", type=int, default=0, metavar="JOBS", help="jobs of a cell")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    figures = measure(options.count)
+    figures = measure(options.count) if options.count else {}
+    if options.gridengine:
+        figures["gridengine"] = gridengine(options.gridengine)
     if options.json:
         print(json.dumps(figures))
         return
-    print(
-        f"overhead over virsh create: p50 {figures['overhead_p50_ms']} ms,"
-        f" p95 {figures['overhead_p95_ms']} ms"
-    )
-    for part, one in figures["phases"].items():
-        print(f"  {part:8} p50 {one['p50_ms']} ms, p95 {one['p95_ms']} ms")
+    if options.count:
+        print(
+            f"overhead over virsh create: p50 {figures['overhead_p50_ms']} ms,"
+            f" p95 {figures['overhead_p95_ms']} ms"
+        )
+    for part, one in {**figures.get("phases", {}), **figures.get("gridengine", {})}.items():
+        print(f"  {part:9} p50 {one['p50_ms']} ms, p95 {one['p95_ms']} ms")
 
 
 if __name__ == "__main__":

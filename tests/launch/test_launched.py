@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
 import pwd
 import signal
@@ -81,13 +83,13 @@ async def test_a_job_has_its_input_its_directory_and_its_account(
 async def test_a_guest_survives_its_agent_and_its_client_goes_on_where_it_was(
     agent: Agent,
 ) -> None:
-    script = "echo started; i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.1; done\n"
+    script = "echo started; i=0; while [ $i -lt 20 ]; do echo $i; i=$((i+1)); sleep 0.1; done\n"
     async with started(agent, f"{script} echo done >&2; exit 3\n") as client:
         await agent.stop()
         await asyncio.sleep(1)  # the job writes on while nobody reads
         await agent.start()
         out, err = await client.communicate()
-    assert out.split() == [str(i).encode() for i in range(40)]
+    assert out.split() == [str(i).encode() for i in range(20)]
     assert err == b"done\n"
     assert client.returncode == 3
     began, over = agent.run_log()
@@ -107,8 +109,10 @@ async def test_a_guest_that_was_suspended_when_its_agent_went_runs_on(agent: Age
 
 async def test_a_job_that_ends_while_no_agent_runs_is_told_later(agent: Agent) -> None:
     async with started(agent, "echo started; sleep 1; echo ended; exit 4\n") as client:
+        (lease,) = agent.launched()
+        console = agent.root / "state" / "run" / lease / "console.log"
         await agent.stop()
-        await asyncio.sleep(4)  # the guest powers off meanwhile
+        await until(lambda: b"Power down" in contents(str(console)))
         await agent.start()
         assert await client.communicate() == (b"ended\n", b"")
     assert client.returncode == 4
@@ -193,8 +197,28 @@ async def test_somebody_may_watch_and_whoever_launched_it_goes_on(agent: Agent) 
         async with agent.client("attach", lease) as watcher:
             assert watcher.stdout is not None
             assert await watcher.stdout.readline() == b"started\n"
-        out, _ = await client.communicate()
+        async with agent.client("attach", "--json", lease) as watcher:
+            out, _ = await client.communicate()
+            said, _ = await watcher.communicate()
     assert (client.returncode, out) == (2, b"on\n")
+    *lines, result = [json.loads(line) for line in said.splitlines()]
+    assert _said(lines, "stdout") == b"started\non\n"
+    assert [line["phase"] for line in lines if "phase" in line][-2:] == ["done", "ended"]
+    assert (watcher.returncode, result["exit"], result["lease"]) == (2, 2, lease)
+
+
+async def test_a_launch_is_told_in_lines_of_json(agent: Agent) -> None:
+    image = agent.image.identifier
+    job = "printf '\\377\\0'; echo oops >&2; exit 3\n"
+    status, out, err = await agent.run("launch", "--json", image, "-", script=job)
+    first, *lines, result = [json.loads(line) for line in out.splitlines()]
+    assert (status, result["exit"], err) == (3, 3, b"")
+    assert first == {"lease": result["lease"]}
+    assert (_said(lines, "stdout"), _said(lines, "stderr")) == (b"\xff\0", b"oops\n")
+    assert result["phases"].keys() == {"prepared", "started", "booted", "done", "ended"}
+    refused = ("--json", "--node-fault=99", "--refused=100", "nothing", "-")
+    status, out, err = await agent.run("launch", *refused, script="true\n")
+    assert (status, json.loads(out)["error"]["code"], err) == (100, "not-found", b"")
 
 
 async def test_the_console_of_a_failed_launch_is_kept(agent: Agent, tmp_path: Path) -> None:
@@ -306,6 +330,10 @@ async def test_a_full_disk_of_the_node_ends_the_job_and_says_so(
     finally:
         process = await asyncio.create_subprocess_exec("umount", str(run))
         assert await process.wait() == 0
+
+
+def _said(lines: list[dict[str, Any]], stream: str) -> bytes:
+    return b"".join(base64.b64decode(one["data"]) for one in lines if one.get("stream") == stream)
 
 
 def _me() -> str:
