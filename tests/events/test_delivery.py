@@ -88,6 +88,7 @@ async def test_a_handler_sees_the_variables_of_the_field_and_none_of_ours(
         "VMCATCHER_EVENT_VO": "vo.example.org",
         "DISTRIB_EVENT_ID": str(event),
         "DISTRIB_EVENT_INFOHASH": INFOHASH,
+        "DISTRIB_EVENT_AUDIENCE": "all",
         "DISTRIB_EVENT_RAW_SHA512": "ef" * 64,
         "DISTRIB_EVENT_RAW_SIZE": "4096",
         "DISTRIB_EVENT_ENDORSED_FORMAT": "QCOW2",
