@@ -22,7 +22,7 @@ from agent.pull.further import Means
 from agent.pull.parts import PullParts
 from agent.pull.pulling import Plan
 from agent.pull.running import RunningPull
-from agent.seeding import Seeding
+from agent.seeding import Seeding, is_told_in_stripes
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
 from distrib.errors import Conflict, DistribError, NoSpace, NotReady, TorrentMismatch
 from distrib.trust.sitelist import SiteImage
@@ -341,13 +341,13 @@ class Puller:
             self._want_torrent(record.infohash)
             return
         volume = await asyncio.to_thread(self._parts.cache.volume, record.infohash)
-        info, torrent = known
+        wanted = self._desired_image(record.infohash)
         self.seeding.open(
-            info,
-            torrent,
+            *known,
             volume.path.parent,
             "posix" if volume.block else "pread",
             upload_bps=self._own_caps.upload_bps,
+            striped=is_told_in_stripes(wanted, record.since, self._clock()),
         )
 
     # -- details --------------------------------------------------------------------------------

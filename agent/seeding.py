@@ -3,7 +3,8 @@
 A pull in stripes ends with two torrents, each with the pieces of one stripe, and children that
 still fetch from them. Once these take no more, or after FULL_AFTER_S, both are opened anew with the
 whole image, so that whoever comes to either port finds all; the second one is closed when nobody
-has wanted anything there for SECOND_LINGERS_S.
+has wanted anything there for SECOND_LINGERS_S. An agent that is started anew meanwhile opens both
+again: others were told the second port.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from agent.pull.stripes import Store, Striped, close, second_of
+from agent.pull.stripes import STRIPES, Store, Striped, close, second_of
+from distrib.bus.messages import DesiredImage
 from distrib.swarm.session import Backend, SwarmSession
 from distrib.swarm.torrent import TorrentInfo
 from distrib.swarm.transfer import Transfer
@@ -75,11 +78,14 @@ class Seeding:
         backend: Backend,
         *,
         upload_bps: int,
+        striped: bool = False,
     ) -> None:
         """Serve the whole image that stands in ``directory``: on the port where it was served while
-        it came, or on both."""
+        it came, or on both (also if ``striped``: it came so before this process began)."""
         opened = []
-        keys = [backend, second_of(backend)] if info.infohash in self._striped else [backend]
+        keys: list[str] = [backend]
+        if (striped or info.infohash in self._striped) and second_of(backend) in self._sessions:
+            keys.append(second_of(backend))
         for key in keys:
             transfer = self._sessions[key].add(info, torrent, directory, seed=True)
             transfer.limit(download_bps=0, upload_bps=upload_bps)
@@ -118,3 +124,10 @@ class Seeding:
         """Serve nothing any more."""
         for infohash in self:
             await self.close(infohash)
+
+
+def is_told_in_stripes(wanted: DesiredImage | None, since: datetime, now: datetime) -> bool:
+    """Whether others may still be told the second port for an image that is ready ``since``."""
+    if wanted is None or wanted.stripes != STRIPES:
+        return False
+    return (now - since).total_seconds() < SECOND_LINGERS_S

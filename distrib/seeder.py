@@ -33,6 +33,8 @@ from distrib.trust.sitelist import SiteImage, SiteList, verify_site_list
 
 log = structlog.get_logger(__name__)
 
+TEN_GIGABIT_BPS = 1_250_000_000
+
 STORE_POLL_S = 1.0
 """How often the store is looked at for images that are on the site list and not here yet."""
 
@@ -44,10 +46,11 @@ class SeederSwarmSettings(Section):
     announce: str = Field("", description="address that nodes reach the seeder at, if another")
     port: int = Field(6881, ge=1, le=65535, description="TCP port")
     link_bps: int = Field(
-        1_250_000_000,
-        gt=0,
-        description="rate of the link, bytes per second: sizes buffers; where it is set, the relay"
-        " plan begins as many chains here as it carries",
+        0,
+        ge=0,
+        description="rate of the link, bytes per second: the relay plan begins as many chains here"
+        " as it carries, and buffers are sized by it; 0, not known: one chain, and buffers for"
+        " 10 Gbit/s",
     )
     connections: int = Field(2000, gt=0, description="most peers at a time")
     upload_bps: int = Field(0, ge=0, description="cap per image, bytes per second; 0: none")
@@ -238,8 +241,7 @@ class Seeder:
             online=online,
             address=swarm.announce or swarm.address,
             port=self._port,
-            # The default is a size of buffers, not what anybody knows of the link.
-            link_bps=swarm.link_bps if "link_bps" in swarm.model_fields_set else 0,
+            link_bps=swarm.link_bps,
             infohashes=tuple(sorted(self._seeding)),
             sent_at=datetime.now(UTC),
         )
@@ -252,7 +254,8 @@ async def run_seeder(settings: SeederSettings, stop: asyncio.Event) -> None:
     profile = lan_profile(
         address=swarm.address,
         port=swarm.port,
-        link=Link(swarm.link_bps),
+        # What is too large for a slow link costs little there; the other way round it costs rate.
+        link=Link(swarm.link_bps or TEN_GIGABIT_BPS),
         connections=swarm.connections,
     )
     session = SwarmSession(profile, backend="pread")

@@ -224,6 +224,7 @@ class RunningPull:
             # In two torrents from now on, from where this one came to.
             log.info("pull-in-stripes", image=self.image.ref)
             await pull.checkpoint()
+            await pull.transfer.count()
             resumed = pull.noted()
             await self._close()
             pull, sources = await self._open(target, resumed)

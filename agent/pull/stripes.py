@@ -113,13 +113,11 @@ class Striped:
         return self.info.size_bytes
 
     def missing(self) -> list[int]:
-        """Indices of the pieces that are not verified yet, ascending."""
-        return [index for index, held in enumerate(self.have) if not held]
+        """Indices of the wanted pieces that are not verified yet, ascending."""
+        return sorted(index for part in self.parts for index in part.missing())
 
     async def offer(self, index: int, data: bytes) -> bool:
         """See ``Transfer.offer``; the stripe's torrent takes it."""
-        if any(part.have[index] for part in self.parts):
-            return True
         return await self.parts[index % STRIPES].offer(index, data)
 
     async def complete(self) -> None:

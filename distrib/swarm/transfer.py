@@ -48,8 +48,11 @@ class Transfer:
         libtorrent drop a peer."""
         self.info = info
         self._forget = forget
-        self._wanted_bytes = info.size_bytes - sum(map(info.piece_size, unwanted))
+        self._unwanted = frozenset(unwanted)
+        self._wanted_bytes = info.size_bytes - sum(map(info.piece_size, self._unwanted))
         self.have = bytearray(have)
+        # Of pieces that came all the same: somebody offered them.
+        self._beyond_bytes = 0
         self.done_bytes = sum(info.piece_size(i) for i, held in enumerate(have) if held)
         self.rate_bps = 0
         self.upload_bps = 0
@@ -89,8 +92,9 @@ class Transfer:
         return self.info.size_bytes
 
     def missing(self) -> list[int]:
-        """Indices of the pieces that are not verified yet, ascending."""
-        return [index for index, held in enumerate(self.have) if not held]
+        """Indices of the wanted pieces that are not verified yet, ascending."""
+        unwanted = self._unwanted
+        return [i for i, held in enumerate(self.have) if not held and i not in unwanted]
 
     async def offer(self, index: int, data: bytes) -> bool:
         """Have ``data`` hashed and kept as piece ``index``; False when the hash does not hold.
@@ -124,7 +128,7 @@ class Transfer:
     @property
     def is_complete(self) -> bool:
         """Whether nothing that is wanted is missing."""
-        return self.done_bytes == self._wanted_bytes
+        return self.done_bytes == self._wanted_bytes + self._beyond_bytes
 
     def connect(self, address: str, port: int) -> None:
         """Ask for a connection; repeated asking is harmless."""
@@ -199,8 +203,7 @@ class Transfer:
             case PieceDone(index):
                 if self.have[index]:
                     return
-                self.have[index] = 1
-                self.done_bytes += self.info.piece_size(index)
+                self._note(index, held=True)
                 self._answer(index, held=True)
                 if self.is_complete:
                     self._done.set()
@@ -208,8 +211,7 @@ class Transfer:
                     event = Completed()
             case HashFailed(index):
                 if self.have[index]:
-                    self.have[index] = 0
-                    self.done_bytes -= self.info.piece_size(index)
+                    self._note(index, held=False)
                     self._done.clear()
                 self._answer(index, held=False)
             case PeerUp(address):
@@ -256,6 +258,13 @@ class Transfer:
             else:
                 answer.set_result(data)
         self._layers.clear()
+
+    def _note(self, index: int, *, held: bool) -> None:
+        size = self.info.piece_size(index) if held else -self.info.piece_size(index)
+        self.have[index] = held
+        self.done_bytes += size
+        if index in self._unwanted:
+            self._beyond_bytes += size
 
     def _tell(self, event: TransferEvent) -> None:
         # A transfer that seeds has no reader: only a pull empties the queue.

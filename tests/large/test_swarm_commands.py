@@ -40,6 +40,8 @@ def test_the_tree_of_a_rollout_and_of_a_node_that_went(farm: Farm) -> None:
     shown = farm.ask("swarm", "show", "drawn")
     assert shown["image"] == f"{image.identifier}@{image.version}"
     assert [one["has_image"] for one in shown["seeders"]] == [True]
+    # Nobody has said what its link carries: one line of nodes begins there, not ten.
+    assert [one["link_bps"] for one in shown["seeders"]] == [0]
     assert {row["state"] for row in shown["nodes"]} == {"ready"}
     assert shown["summary"]["stalls"] == {}
 

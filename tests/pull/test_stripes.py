@@ -17,13 +17,15 @@ from agent.cache.store import WriteTarget
 from agent.pull.pull import Pull
 from agent.pull.pulling import Plan
 from agent.pull.resume import ResumeFiles
-from agent.pull.stripes import STRIPES, Striped, unwanted_of
+from agent.pull.stripes import STRIPES, Striped, close, unwanted_of
 from agent.pull.swarm import SwarmSource
 from agent.seeding import IDLE_S, SECOND_LINGERS_S, Seeding
 from distrib.bus.messages import Peer
 from distrib.swarm.profile import lan_profile
 from distrib.swarm.session import SwarmSession
-from tests.pull.conftest import IMAGE_BYTES, NODE, PORT, Published, seeding
+from distrib.swarm.transfer import Transfer
+from tests.delta.node import Node as Running
+from tests.pull.conftest import IMAGE_BYTES, NODE, PIECE_BYTES, PORT, SEEDER, Published, seeding
 
 EVEN, ODD = "127.0.3.11", "127.0.3.12"
 
@@ -144,6 +146,75 @@ async def test_what_came_in_stripes_is_served_whole_on_both_ports_and_later_on_o
         assert [len(session.transfers) for session in sessions.values()] == [1, 0]
         await served.close_all()
         assert not list(served)
+
+
+async def test_a_chain_becomes_trees_in_mid_pull_and_nothing_comes_twice(
+    tmp_path: Path, published: Published
+) -> None:
+    node = Running(tmp_path)
+    async with AsyncExitStack() as stack:
+        first, even, odd = [
+            await stack.enter_async_context(seeding(published, address=a, upload_bps=8 << 20))
+            for a in (SEEDER, EVEN, ODD)
+        ]
+        await stack.enter_async_context(node.running())
+        second = SwarmSession(lan_profile(address=NODE, port=PORT + 2), backend="pread")
+        await stack.enter_async_context(second.running())
+        node.sessions["pread-2"] = second
+        pull = node.begin(published, "1.0", (first,))
+        running = asyncio.create_task(pull.run())
+        while pull.transfer is None:  # noqa: ASYNC110 - its volume is made first
+            await asyncio.sleep(0.01)
+        while pull.transfer.done_bytes < IMAGE_BYTES // 3:
+            await pull.transfer.moved()
+        assert isinstance(pull.transfer, Transfer)
+        pull.follow_plan(Plan((even, odd), fallbacks=(first,), stripes=STRIPES))
+        async with asyncio.timeout(30):
+            store = await running
+        assert isinstance(store, Striped)
+        one, other = (part.fetched_bytes for part in store.parts)
+        assert min(one, other) > IMAGE_BYTES // 5
+        assert abs(one - other) < IMAGE_BYTES // 8
+        # What was under way at the moment of the change is all that may come again.
+        record = node.record(published)
+        assert IMAGE_BYTES <= record.fetched_bytes < 1.05 * IMAGE_BYTES
+        await close(store, node.sessions)
+    assert node.bytes_of(published) == published.data
+
+
+async def test_pieces_that_were_to_come_otherwise_may_be_offered_and_the_rest_is_waited_for(
+    node: Node, published: Published
+) -> None:
+    info, data = published.info, published.data
+    otherwise = range(8)
+    async with AsyncExitStack() as stack:
+        sessions = await stack.enter_async_context(node.sessions())
+        target = stack.enter_context(node.store.writing(node.volume))
+        store = Striped(
+            [
+                session.add(
+                    info,
+                    published.torrent,
+                    target.directory,
+                    unwanted=unwanted_of(stripe, info.pieces, None, otherwise),
+                )
+                for stripe, session in enumerate(sessions.values())
+            ]
+        )
+        assert store.missing() == list(range(8, info.pieces))
+        for index in (0, 1, *range(8, info.pieces - 1)):
+            assert await store.offer(index, data[index * PIECE_BYTES :][: info.piece_size(index)])
+        assert store.missing() == [info.pieces - 1]
+        assert not all(part.is_complete for part in store.parts)
+        last = info.pieces - 1
+        wrong, right = bytes(info.piece_size(last)), data[last * PIECE_BYTES :]
+        # Two at the same moment: each is judged by its own bytes.
+        assert await asyncio.gather(store.offer(last, wrong), store.offer(last, right)) == [
+            False,
+            True,
+        ]
+        async with asyncio.timeout(10):
+            await store.complete()
 
 
 @given(st.lists(st.booleans(), max_size=60), st.sets(st.integers(0, 59)))
