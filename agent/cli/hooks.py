@@ -16,6 +16,8 @@ class Systems(LazyGroup):
     commands_by_name: ClassVar[Mapping[str, Lazy]] = {
         "gridengine": Lazy("agent.cli.gridengine", "gridengine", "Grid Engine."),
         "slurm": Lazy("agent.cli.slurm", "slurm", "Slurm."),
+        "htcondor": Lazy("agent.cli.htcondor", "htcondor", "HTCondor."),
+        "lsf": Lazy("agent.cli.lsf", "lsf", "LSF."),
     }
 
 

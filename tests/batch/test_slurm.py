@@ -36,7 +36,11 @@ def nothing_left(cluster: SlurmSite) -> Iterator[None]:
 
 def test_a_job_runs_in_the_image_that_its_comment_names(cluster: SlurmSite) -> None:
     assert feature(cluster.image.identifier) in cluster.features()
-    job = cluster.sbatch(IMAGE, "--mem=512", script=SLIDE)
+    job = cluster.sbatch(IMAGE, "--mem=512", "--hold", script=SLIDE)
+    preferred = cluster.master.run("squeue", "-h", "-j", job, "-O", "Prefer:50").stdout
+    print(cluster.master.path("/run/distrib-slurm/held").read_text(), cluster.master.run("ls", "-la", "/run/distrib-slurm").stdout, cluster.master.path("/var/log/slurmctld.log").read_text()[-3000:])
+    assert preferred.strip() == feature(cluster.image.identifier)
+    cluster.master.run("scontrol", "release", job)
     shown = cluster.becomes(job, "FAILED", "COMPLETED")
     out = cluster.output(job)
     assert "QEMU Virtual CPU" in out
@@ -44,7 +48,6 @@ def test_a_job_runs_in_the_image_that_its_comment_names(cluster: SlurmSite) -> N
     assert total is not None
     assert 460_000 < int(total[1]) < 524_288
     assert shown["ExitCode"] == "7:0"
-    assert shown["Prefer"] == feature(cluster.image.identifier)
 
 
 def refusal(cluster: SlurmSite, *arguments: str) -> str:
@@ -77,7 +80,7 @@ def test_the_environment_names_no_image_and_a_comment_is_settled(cluster: SlurmS
     assert cluster.job(held)["Comment"] == "vm_name=ccin2p3"
     cluster.master.run("scontrol", "release", held)
     cluster.becomes(held, "COMPLETED")
-    assert cluster.output(held) == "guest ccin2p3\n"
+    assert cluster.output(held) == "guest\nccin2p3\n"
 
 
 def test_a_node_that_cannot_lease_says_so_and_is_not_drained(cluster: SlurmSite) -> None:

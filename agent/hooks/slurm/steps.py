@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from agent.hooks.guest_environment import guest_environment
 from agent.hooks.slurm.names import REFUSED, REQUEUE, SCHEDULER, image_of, job_of
 from agent.socket.client import ask
 from distrib.errors import DistribError, NotReady, OperatorError
@@ -19,12 +19,6 @@ STAGE_S: Final = 50.0
 POLL_S: Final = 0.5
 
 _NOT_HERE = frozenset({"not-found", "not-ready"})
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
-_OF_HOST = re.compile(
-    r"PATH|HOME|SHELL|PWD|OLDPWD|TMP|TMPDIR|TEMP|TERM|SHLVL|_|ENV|IFS|HOSTNAME|MAIL|LD_.*|PYTHON.*"
-    r"|PERL.*|BASH.*|DISPLAY|XAUTHORITY|XDG_.*|SLURM_CONF|SLURM_JWT|DISTRIB_.*"
-)
-"""What is true on the host only, and would be wrong in the guest."""
 
 
 class OnItsWay(NotReady):
@@ -88,10 +82,7 @@ def launch_arguments(environ: Mapping[str, str], words: list[str], *, socket: Pa
     if memory:
         arguments += ["--memory", str(memory)]
     arguments += ["--vcpus", str(vcpus)]
-    for name, value in environ.items():
-        if _VARIABLE.fullmatch(name) and not _OF_HOST.fullmatch(name):
-            arguments += ["--env", f"{name}={value}"]
-    return [*arguments, "--", "-", *words]
+    return [*arguments, *guest_environment(environ), "--", "-", *words]
 
 
 def script_of(path: Path) -> int:
