@@ -6,8 +6,9 @@ withdrawn, and not that there never was such an image.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import structlog
@@ -51,3 +52,8 @@ class KnownAliases:
     def meant(self, alias: str) -> str | None:
         """The UUID that the alias last meant, or None for one that was never heard of."""
         return self._meant.get(alias)
+
+    def withdrawn(self, listed: Collection[str], *, most: int) -> list[str]:
+        """The UUIDs that had an alias and are not ``listed`` any more, the latest first."""
+        known = dict.fromkeys(reversed(self._meant.values()))
+        return list(itertools.islice((one for one in known if one not in listed), most))

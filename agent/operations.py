@@ -28,6 +28,9 @@ from distrib.command import product_version
 from distrib.errors import NotFound, NotReady, Revoked, SiteListStale
 from distrib.trust.sitelist import ImageRef, SiteImage, SiteList, parse_image_ref
 
+WITHDRAWN_MAX = 10
+"""So many images that the site list names no more are told, the latest."""
+
 
 class _Args(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,11 +90,25 @@ class Operations:
             "site_list_age_s": self._authority.list_age_s,
             "site": site_list.site if site_list else None,
             "leasable": self._leasable(),
+            "aliases": {
+                alias: image.identifier
+                for image in (site_list.images if site_list else ())
+                if caller.admin or image.admits(caller.user)
+                for alias in image.aliases
+            },
+            "withdrawn": self._withdrawn(),
             "alarm": (self._authority.list_age_s or 0) > self._settings.trust.alarm_age_s,
             "report": (await self._reporter.report()).model_dump(mode="json"),
             "scrub": await asyncio.to_thread(self._scrubbed),
             "traffic": self._traffic(),
         }
+
+    def _withdrawn(self) -> list[str]:
+        site_list = self._authority.site_list
+        if site_list is None:
+            return []
+        listed = {image.identifier for image in site_list.images}
+        return self._authority.aliases.withdrawn(listed, most=WITHDRAWN_MAX)
 
     def _leasable(self) -> bool:
         try:
