@@ -5,6 +5,7 @@ Real agents, a real swarm, over files and over loop devices; over LVM in user-mo
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
+from distrib.swarm.profile import lan_profile
+from distrib.swarm.session import SwarmSession
 from tests.cache.conftest import devices
 from tests.delta.node import MIB, PIECE, UUID, edited, publish
+from tests.farm.process import eventually
 from tests.faults.rounds import RATE_BPS, Rounds
 from tests.faults.victim import LvmVictim, Site, Victim
 from tests.pull.conftest import Published
@@ -70,6 +74,45 @@ def test_an_agent_with_files_is_killed_again_and_again(
     rounds: Callable[..., Rounds], count: int
 ) -> None:
     rounds(capacity_bytes=16 * MIB, cow_bytes=MIB).run(count)
+
+
+def test_an_agent_that_fetches_in_stripes_is_killed_goes_on_and_serves_both_ports(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "stripes", 2)
+    infohash = site.images[f"{OTHER}@1.0"].info.infohash
+    with ExitStack() as stack:
+        sent = stack.enter_context(site.seeding(SEEDER_PORT, SIZE))
+        cache = {"capacity_bytes": 16 * MIB, "cow_bytes": MIB}
+        victim = Victim(tmp_path / "node", site, address="127.0.12.2", port=PORT, cache=cache)
+        stack.callback(victim.stop)
+        victim.start([infohash])
+        eventually("half", lambda: victim.noted_bytes(infohash) >= SIZE // 2, every_s=0.01)
+        victim.kill()
+        noted = victim.noted_bytes(infohash)
+        before = sent()[infohash]
+        victim.start([infohash])
+        eventually("ready", lambda: victim.records().get(infohash) == "ready", every_s=0.02)
+        # Each stripe goes on from what was noted, so that hardly more than the rest comes again.
+        assert sent()[infohash] - before <= SIZE - noted + MIB // 2
+        assert victim.sha512(infohash) == site.sha512[infohash]
+        victim.kill()
+        victim.start([infohash])
+        for port in (PORT, PORT + 2):
+            there = ("127.0.12.2", port)
+            assert asyncio.run(fetched(tmp_path / str(port), site.images[f"{OTHER}@1.0"], there))
+
+
+async def fetched(directory: Path, image: Published, peer: tuple[str, int]) -> bool:
+    """Whether the image comes whole from one peer alone."""
+    await asyncio.to_thread(directory.mkdir)
+    # Without a map of the farm a node serves who was named to it: the seeder's address was.
+    session = SwarmSession(lan_profile(address=ADDRESS, port=PORT), backend="pread")
+    async with session.running(), asyncio.timeout(20):
+        transfer = session.add(image.info, image.raw_info, directory, peers=[peer])
+        await transfer.complete()
+        await transfer.flush()
+    return (directory / "image.raw").read_bytes() == image.data
 
 
 @pytest.mark.root

@@ -46,8 +46,9 @@ class Site:
     """Certificates, a site list of some images, and a seeder of them."""
 
     def __init__(self, directory: Path, images: dict[str, Published], address: str) -> None:
-        """``images`` by ``UUID@VERSION``."""
+        """``images`` by ``UUID@VERSION``. ``stripes``: how nodes are told to fetch."""
         self.images = images
+        self.stripes = 1
         self.address = address
         now = datetime.now(UTC)
         self.authority = Authority.create(directory / "site", "Site", now=now)
@@ -110,6 +111,7 @@ class Site:
                     # As another rollout: what failed is tried again.
                     rollout=f"r{time.monotonic_ns()}",
                     parents=(self.seeder,),
+                    stripes=self.stripes,
                 )
             )
         wanted = Desired(
