@@ -128,7 +128,8 @@ def resources(socket: Path) -> None:
         "# LSF_SERVERDIR/elim.distrib and esub.distrib, mode 755, each with #!/bin/sh before"
     )
     click.echo(f"exec {program} elim")
-    click.echo(f'exec {program} esub "$@"')
+    known = " ".join(resource(one) for one in identifiers)
+    click.echo(f'DISTRIB_LSF_RESOURCES="{known}" exec {program} esub "$@"')
 
 
 def launch_arguments(environ: Mapping[str, str], command: tuple[str, ...]) -> list[str]:

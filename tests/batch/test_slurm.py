@@ -38,7 +38,6 @@ def test_a_job_runs_in_the_image_that_its_comment_names(cluster: SlurmSite) -> N
     assert feature(cluster.image.identifier) in cluster.features()
     job = cluster.sbatch(IMAGE, "--mem=512", "--hold", script=SLIDE)
     preferred = cluster.master.run("squeue", "-h", "-j", job, "-O", "Prefer:50").stdout
-    print(cluster.master.path("/run/distrib-slurm/held").read_text(), cluster.master.run("ls", "-la", "/run/distrib-slurm").stdout, cluster.master.path("/var/log/slurmctld.log").read_text()[-3000:])
     assert preferred.strip() == feature(cluster.image.identifier)
     cluster.master.run("scontrol", "release", job)
     shown = cluster.becomes(job, "FAILED", "COMPLETED")
@@ -67,12 +66,16 @@ def test_what_the_site_does_not_approve_is_refused_at_submission(cluster: SlurmS
     assert "64M or more" in refusal(cluster, IMAGE, "--mem=10")
 
 
-def test_the_environment_names_no_image_and_a_comment_is_settled(cluster: SlurmSite) -> None:
+def test_the_environment_names_no_image(cluster: SlurmSite) -> None:
     plain = cluster.sbatch(
         script='#!/bin/sh\nhostname; echo "$VM_IMG"\n', VM_IMG="ccin2p3", SLURM_JOB_COMMENT="x"
     )
     cluster.becomes(plain, "COMPLETED")
     assert cluster.output(plain) == "wn1\nccin2p3\n"
+
+
+@pytest.mark.long
+def test_an_image_is_settled_at_submission(cluster: SlurmSite) -> None:
     held = cluster.sbatch(IMAGE, "--hold", script="#!/bin/sh\nhostname; echo $VM_IMG $1\n")
     for comment in ("Comment=vm_name=evil", "Comment="):
         done = cluster.master.run("scontrol", "update", f"JobId={held}", comment, check=False)
@@ -98,6 +101,7 @@ def test_a_node_that_cannot_lease_says_so_and_is_not_drained(cluster: SlurmSite)
     assert cluster.output(job).endswith("guest\n"), shown
 
 
+@pytest.mark.long
 def test_a_running_job_is_cancelled(cluster: SlurmSite) -> None:
     job = cluster.sbatch(IMAGE, script="#!/bin/sh\necho up; while :; do sleep 0.2; done\n")
     cluster.says(job, "up")
