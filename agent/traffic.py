@@ -19,7 +19,7 @@ from agent.traffic_interface import Passed, carrier, own_addresses, passed, spee
 from agent.traffic_zones import zones_of
 from distrib.bus.messages import Caps, ClassCaps, DesiredImage, Orders, Peer, Traffic
 from distrib.swarm.classes import Tier, Zones
-from distrib.swarm.pacing import WIRE, Background, Budget, react, spend
+from distrib.swarm.pacing import ASKING, WIRE, Background, Budget, at_least, react, spend
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.transfer import Transfer
 
@@ -226,13 +226,14 @@ class HostTraffic:
             limits: dict[SwarmSession, dict[Way, int]] = {one: {} for one in self._running()}
             for way in WAYS:
                 cap_bps = _of(_tier_caps(caps, tier), way)
-                by_session = dict.fromkeys(limits, 0.0)
+                by_session, asking = dict.fromkeys(limits, 0.0), dict.fromkeys(limits, 0.0)
                 for (session, _, near), counted in moved.items():
                     if near is tier:
                         by_session[session] += counted.wire(way)
+                        asking[session] += counted.asking(way)
                 divided = self._divide(("tier", tier, way), cap_bps, by_session, elapsed_s)
                 for session, limit in divided.items():
-                    limits[session][way] = limit
+                    limits[session][way] = at_least(limit, asking[session], elapsed_s)
             for session, ways in limits.items():
                 session.limit_tier(tier, download_bps=ways["download"], upload_bps=ways["upload"])
 
@@ -261,7 +262,10 @@ class HostTraffic:
             for key, limit in divided.items():
                 limits[key][way] = _stricter(limits[key][way], limit)
         for key, transfer in live.items():
-            ways = limits[key]
+            ways = {
+                way: at_least(limit, counted[key].asking(way), elapsed_s)
+                for way, limit in limits[key].items()
+            }
             transfer.throttle(download_bps=ways["download"], upload_bps=ways["upload"])
 
     def _background_rates(self, counted: list[_Bytes], elapsed_s: float) -> dict[Way, int]:
@@ -349,6 +353,10 @@ class _Bytes:
 
     def wire(self, way: Way) -> float:
         return WIRE * (self.download if way == "download" else self.upload)
+
+    def asking(self, way: Way) -> float:
+        """What goes this way so that the payload could go the other."""
+        return ASKING * (self.upload if way == "download" else self.download)
 
 
 def _total(counts: Iterable[_Bytes]) -> _Bytes:

@@ -18,6 +18,10 @@ from typing import TypeVar
 WIRE = 1.05
 """Bytes on the wire for a byte of payload: TCP, IP and Ethernet headers at an MTU of 1500."""
 
+ASKING = 0.004
+"""Bytes of requests and announcements for a byte of payload the other way: 17 for 16 KiB, and 9 for
+each piece and peer."""
+
 CREDIT_S = 0.2
 """What was not used may be caught up with, as far as this many seconds of the cap."""
 
@@ -40,6 +44,11 @@ FULL_SHARE = 0.93
 _OTHERS_SHARE = 0.03
 _GROWTH_SHARE_PER_S = 0.25
 _PEAK_S = 2.0
+_UNREAD_S = 0.05
+_UNREAD_BYTES = 600 * 1024
+"""What of ours may wait in sockets, as time of the link and at least: what was asked for of a peer
+(distrib/swarm/profile.py) has passed the interface before it is read."""
+
 _USED = 0.4
 
 K = TypeVar("K", bound=Hashable)
@@ -101,16 +110,26 @@ def _divided(
     return {one: max(int(limit), _LEAST_BPS) for one, limit in limits.items()}
 
 
+def at_least(limit_bps: int, bytes_asking: float, elapsed_s: float) -> int:
+    """A limit (0: none) that leaves room to ask for what comes the other way: a node whose requests
+    wait for the limit of its sending would not be sent anything."""
+    if not limit_bps or elapsed_s <= 0:
+        return limit_bps
+    return max(limit_bps, int(bytes_asking / elapsed_s))
+
+
 @dataclass(frozen=True)
 class Background:
     """The rate of background traffic in one direction of a link. ``others_peak_bps``: the most that
-    others had of late; it fades within seconds. ``total_bps`` and ``ours_bps`` are smoothed."""
+    others had of late; it fades within seconds. ``total_bps`` and ``others_bps`` are smoothed.
+    ``unread_bytes`` passed the interface and may yet turn out to be ours."""
 
     link_bps: int
     rate_bps: float
     others_peak_bps: float = 0.0
     total_bps: float = 0.0
-    ours_bps: float = 0.0
+    others_bps: float = 0.0
+    unread_bytes: float = 0.0
 
     @classmethod
     def begin(cls, link_bps: int) -> Background:
@@ -126,8 +145,10 @@ def react(before: Background, *, total_bps: float, ours_bps: float, elapsed_s: f
     """The rate after ``elapsed_s`` in which the link carried ``total_bps``, of which ours."""
     link = before.link_bps
     total = _smoothed(before.total_bps, total_bps, elapsed_s)
-    ours = min(_smoothed(before.ours_bps, ours_bps, elapsed_s), total)
-    others = total - ours
+    # Ours are counted in bursts, as libtorrent reads them: only what no socket can hold is others'.
+    unread = max(before.unread_bytes + (total_bps - ours_bps) * elapsed_s, 0.0)
+    left = min(unread, max(_UNREAD_S * link, _UNREAD_BYTES))
+    others = _smoothed(before.others_bps, (unread - left) / elapsed_s, elapsed_s)
     fading = before.others_peak_bps * max(0.0, 1 - elapsed_s / _PEAK_S)
     peak = max(others, fading)
     room = LINK_SHARE * link - peak
@@ -137,7 +158,7 @@ def react(before: Background, *, total_bps: float, ours_bps: float, elapsed_s: f
         rate = min(rate / 2, room)
     elif rate > room:
         rate = room
-    elif ours > _USED * rate:
+    elif total - others > _USED * rate:
         rate = min(rate + _GROWTH_SHARE_PER_S * link * elapsed_s, room)
     rate = min(max(rate, before.floor_bps), LINK_SHARE * link)
-    return Background(link, rate, peak, total, ours)
+    return Background(link, rate, peak, total, others, left)

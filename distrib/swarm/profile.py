@@ -90,6 +90,9 @@ def lan_profile(
         # a child that has all the others would take it for useless, hang up, and come again later.
         "close_redundant_connections": False,
         "no_atime_storage": True,
+        # Else what one way carries is charged to the other as acknowledgements: a node that fetches
+        # fast and may send little could not ask for pieces. agent/traffic.py counts headers itself.
+        "rate_limit_ip_overhead": False,
         "user_agent": "distrib",
         "peer_fingerprint": "-DI0100-",
         "tick_interval": 100,

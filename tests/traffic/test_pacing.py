@@ -126,5 +126,5 @@ def test_the_background_stays_between_its_floor_and_its_share(
     for total, ours, elapsed_s in seen:
         state = react(state, total_bps=total * LINK, ours_bps=ours * LINK, elapsed_s=elapsed_s)
         assert FLOOR_SHARE * LINK <= state.rate_bps <= LINK_SHARE * LINK
-        room = LINK_SHARE * LINK - (state.total_bps - state.ours_bps)
+        room = LINK_SHARE * LINK - state.others_bps
         assert state.rate_bps <= max(room, FLOOR_SHARE * LINK) + 1
