@@ -10,6 +10,7 @@ import pytest
 
 from agent.hooks.slurm.names import feature
 from tests.batch.cluster import SlurmSite, slurm_site
+from tests.batch.product import PREFIX
 from tests.batch.site import AGENT
 from tests.farm.process import eventually
 
@@ -118,3 +119,22 @@ def test_the_configuration_is_put_back_as_it_was(cluster: SlurmSite) -> None:
     assert list(conf.parent.glob("*.lua")) == []
     cluster.master.run(AGENT, "hooks", "slurm", "install")
     assert conf.read_text() == installed
+
+
+@pytest.mark.long
+def test_a_node_without_an_interpreter_holds_the_job_and_is_not_drained(cluster: SlurmSite) -> None:
+    job = cluster.sbatch(IMAGE, "--hold", "--open-mode=append", script="#!/bin/sh\nhostname\n")
+    python = cluster.master.path(PREFIX / "bin" / "python")
+    moved = python.with_name("moved")
+    python.rename(moved)
+    try:
+        cluster.master.run("scontrol", "release", job)
+        eventually("it is held", lambda: "Held" in cluster.job(job)["Reason"], limit_s=120)
+    finally:
+        moved.rename(python)
+    told = cluster.output(job)
+    assert told.count(f"{PREFIX}/bin/python is not there") == 3
+    assert f"attempt 3 of 3 of job {job} failed on wn1: it is held" in told
+    cluster.master.run("scontrol", "release", job)
+    cluster.becomes(job, "COMPLETED", limit_s=90)
+    assert cluster.output(job).endswith("guest\n")
