@@ -6,11 +6,16 @@ from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.lvm import LvmStore
 from agent.cache.store import Store
+from agent.pull.further import SourceMaker
+from agent.pull.over_ssh import TsunamiMaker
+from agent.pull.ranges import HttpMaker, PathMaker
 from agent.pull.stripes import second_of
+from agent.pull.tsunami import SshAccess
 from agent.settings import AgentSettings
 from distrib.errors import ConfigInvalid
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import Backend, SwarmSession
+from distrib.tsunami.keys import Identity
 
 
 def sessions_of(settings: AgentSettings) -> dict[str, SwarmSession]:
@@ -36,6 +41,21 @@ def stripe_ports_of(settings: AgentSettings) -> tuple[int, int]:
     if settings.cache.store == "file":
         return swarm.port, swarm.stripe_port
     return swarm.device_port, swarm.device_stripe_port
+
+
+def makers_of(settings: AgentSettings) -> list[SourceMaker]:
+    """The sources beside the swarm. Raises NotFound or OperatorError where a key is of no use."""
+    found: list[SourceMaker] = []
+    tsunami, sources = settings.tsunami, settings.sources
+    if tsunami.identity is not None:
+        identity = Identity.read(tsunami.identity)
+        found.append(TsunamiMaker(SshAccess(identity, tsunami.peer_user, tsunami.authorities)))
+    if sources.paths:
+        found.append(PathMaker(sources.paths))
+    if sources.web_seeds:
+        bus = settings.bus
+        found.append(HttpMaker(ca=bus.ca, cert=bus.cert, key=bus.key))
+    return found
 
 
 def stores_of(settings: AgentSettings) -> list[Store]:

@@ -15,7 +15,7 @@ from agent.cache.cache import Cache
 from agent.cache.holders import current_boot_id
 from agent.cache.leases import Lease
 from agent.collecting import Collector
-from agent.configured import sessions_of, stores_of, stripe_ports_of
+from agent.configured import makers_of, sessions_of, stores_of, stripe_ports_of
 from agent.damage import Damage
 from agent.giving import Giving
 from agent.inbox import Inbox
@@ -115,6 +115,7 @@ class Agent:
             authority=self._authority,
             puller=lambda: self._puller,
             stripe_ports=stripe_ports_of(settings),
+            ssh_port=settings.tsunami.ssh_port,
             clock=utc_now,
         )
         self._traffic = HostTraffic(
@@ -158,6 +159,8 @@ class Agent:
                 on_parent_lost=self._on_parent_lost,
                 on_damaged=self._damage.found_in,
                 changed=self._reporter.changed,
+                makers=makers_of(settings),
+                on_tokens_wanted=self._reporter.request,
             ),
             self._authority,
             own_caps=Caps(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +25,26 @@ async def to_the_end(cleanup: Coroutine[Any, Any, T]) -> T:
         task.exception()
         raise cancelled
     return task.result()
+
+
+async def done_before(
+    work: Coroutine[object, object, None], news: Iterable[asyncio.Event], *, name: str
+) -> bool:
+    """Whether ``work`` ended before any of ``news`` was set; what has not ended then is cancelled,
+    and has ended on return. Raises what ``work`` raises."""
+    working = asyncio.create_task(work, name=name)
+    waits = [asyncio.create_task(one.wait(), name=f"{name}: news") for one in news]
+    try:
+        await asyncio.wait({working, *waits}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, *waits):
+            task.cancel()
+        await to_the_end(_ended(working, *waits))
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -59,6 +59,7 @@ class Reporter:
         authority: Authority,
         puller: Callable[[], Puller],
         stripe_ports: tuple[int, int],
+        ssh_port: int = 0,
         clock: Callable[[], datetime],
     ) -> None:
         self._node = node
@@ -68,6 +69,7 @@ class Reporter:
         self._authority = authority
         self._puller = puller
         self._stripe_ports = stripe_ports
+        self._ssh_port = ssh_port
         self._clock = clock
         self._changed = asyncio.Event()
         self._hello_due = False
@@ -120,6 +122,7 @@ class Reporter:
                     boot_id=self._boot_id,
                     swarm_port=self._stripe_ports[0],
                     stripe_ports=self._stripe_ports,
+                    ssh_port=self._ssh_port,
                     cache_bytes=report.capacity_bytes,
                     cache_used_bytes=report.used_bytes,
                     sent_at=self._clock(),

@@ -126,6 +126,27 @@ class TsunamiSettings(Section):
         description="account that peers log in to, whose keys may run `serve-pieces` only;"
         " it may ask the agent for pieces",
     )
+    ssh_port: int = Field(
+        0, ge=0, le=65535, description="where this node's sshd serves pieces; 0: it does not"
+    )
+    identity: AbsolutePath | None = Field(
+        None, description="private key to log in to peers with; none: pieces never come over SSH"
+    )
+    peer_user: str = Field("distrib", description="account at the peers")
+    authorities: tuple[str, ...] = Field(
+        (), description="keys that sign host keys of the farm, where the site has an SSH authority"
+    )
+
+
+class SourcesSettings(Section):
+    """Further ways to an image, beside the swarm and SSH."""
+
+    paths: tuple[AbsolutePath, ...] = Field(
+        (),
+        description="mounted directories (GPFS, NFS) with images as the head's store has them:"
+        " `<infohash>/image.raw` and `image.torrent`",
+    )
+    web_seeds: bool = Field(True, description="whether seeders are asked over HTTPS, too")
 
 
 class TrustSettings(Section):
@@ -251,5 +272,6 @@ class AgentSettings(Settings):
     scrub: ScrubSettings = ScrubSettings()
     swarm: SwarmSettings = SwarmSettings()
     tsunami: TsunamiSettings = TsunamiSettings()
+    sources: SourcesSettings = SourcesSettings()
     trust: TrustSettings = TrustSettings()
     launch: LaunchSettings = LaunchSettings()

@@ -7,6 +7,7 @@ dictionaries go out retained; nodes hold them against the site list, so a seeder
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,7 +20,13 @@ from distrib.bus.mqtt import Bus, BusSettings, Publication
 from distrib.bus.schema import decode, encode
 from distrib.bus.topics import Topics
 from distrib.config import Section, Settings
-from distrib.errors import DistribError, MessageInvalid, StorageFailed, TorrentMismatch
+from distrib.errors import (
+    ConfigInvalid,
+    DistribError,
+    MessageInvalid,
+    StorageFailed,
+    TorrentMismatch,
+)
 from distrib.swarm import IMAGE_FILE, TORRENT_FILE
 from distrib.swarm.classes import Place, Zones, see
 from distrib.swarm.pieces import piece_hashes
@@ -30,6 +37,8 @@ from distrib.swarm.transfer import Transfer
 from distrib.trust.directory import load_trust_directory
 from distrib.trust.envelope import open_envelope
 from distrib.trust.sitelist import SiteImage, SiteList, verify_site_list
+from distrib.tsunami.store import tell_served
+from distrib.webseed import WebSeedSettings, serving_web
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +65,15 @@ class SeederSwarmSettings(Section):
     upload_bps: int = Field(0, ge=0, description="cap per image, bytes per second; 0: none")
 
 
+class SeederSshSettings(Section):
+    """Pieces over SSH: an sshd on this machine runs `distrib serve-pieces` for nodes' keys."""
+
+    port: int = Field(0, ge=0, le=65535, description="port of that sshd; 0: there is none")
+    host_keys: tuple[Path, ...] = Field(
+        (Path("/etc/ssh/ssh_host_ed25519_key.pub"),), description="its host keys, .pub files"
+    )
+
+
 class SeederSettings(Settings):
     """Everything the seeder can be told."""
 
@@ -73,6 +91,8 @@ class SeederSettings(Settings):
     )
     bus: BusSettings = BusSettings()
     swarm: SeederSwarmSettings = SeederSwarmSettings()
+    ssh: SeederSshSettings = SeederSshSettings()
+    web: WebSeedSettings = WebSeedSettings()
 
 
 class Seeder:
@@ -102,6 +122,7 @@ class Seeder:
             on_connect=self._publish_all,
         )
         self._port = settings.swarm.port
+        self._host_keys = tuple(map(_host_key, settings.ssh.host_keys)) if settings.ssh.port else ()
 
     async def run(self, stop: asyncio.Event, port: int) -> None:
         """Seed until ``stop``."""
@@ -113,6 +134,7 @@ class Seeder:
             try:
                 while not stopping.done():
                     await self._follow()
+                    await asyncio.to_thread(self._tell_served)
                     waking = asyncio.create_task(self._wake.wait(), name="seeder wake")
                     await asyncio.wait(
                         {stopping, waking},
@@ -140,6 +162,18 @@ class Seeder:
             log.warning("refused", topic=topic, code=error.code, why=error.message)
             return
         self._wake.set()
+
+    @property
+    def serves(self) -> Collection[str]:
+        """The info-hashes of what is served."""
+        return self._seeding.keys()
+
+    def _tell_served(self) -> None:
+        if self._settings.ssh.port and self._settings.images_dir.is_dir():
+            try:
+                tell_served(self._settings.images_dir, tuple(self._seeding))
+            except OSError as error:
+                log.warning("not-served-over-ssh", why=str(error))
 
     def _on_farm(self, topic: str, message: bytes) -> None:
         self._farm_waiting = message
@@ -235,13 +269,17 @@ class Seeder:
         self._publish_presence(online=True)
 
     def _publish_presence(self, *, online: bool) -> None:
-        swarm = self._settings.swarm
+        swarm, ssh, web = self._settings.swarm, self._settings.ssh, self._settings.web
+        address = swarm.announce or swarm.address
         presence = SeederPresence(
             seeder=self._settings.name,
             online=online,
-            address=swarm.announce or swarm.address,
+            address=address,
             port=self._port,
             link_bps=swarm.link_bps,
+            ssh_port=ssh.port,
+            host_keys=self._host_keys if ssh.port else (),
+            web_seed=web.url or (f"https://{address}:{web.port}/images" if web.port else ""),
             infohashes=tuple(sorted(self._seeding)),
             sent_at=datetime.now(UTC),
         )
@@ -263,7 +301,18 @@ async def run_seeder(settings: SeederSettings, stop: asyncio.Event) -> None:
     session.admit(Zones())
     async with session.running() as port:
         log.info("seeder-ready", name=settings.name, port=port)
-        await Seeder(settings, session).run(stop, port)
+        seeder = Seeder(settings, session)
+        async with serving_web(settings.web, settings.bus, settings.images_dir, seeder):
+            await seeder.run(stop, port)
+
+
+def _host_key(file: Path) -> str:
+    try:
+        return " ".join(file.read_text("ascii").split()[:2])
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(
+            f"ssh.host_keys: {file}: {error}", hint="name the .pub files of the sshd's host keys"
+        ) from None
 
 
 def _check_size(image: Path, size_bytes: int) -> None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import structlog
 
-from agent.pull.pulling import Plan
+from agent.pull.pulling import ParentLost, Plan
 from agent.pull.source import PieceSink, Source
 from distrib.bus.messages import GrantTokens, NodeReason, Transport
-from distrib.errors import DistribError
+from distrib.errors import DistribError, TimedOut
 from distrib.swarm.torrent import TorrentInfo
 from distrib.trust.sitelist import SiteImage
 
@@ -30,6 +30,11 @@ TRY_AGAIN_S: Final = 10.0
 
 STALLED_S: Final = 5.0
 """A swarm that has brought nothing for so long is helped."""
+
+ASK_AGAIN_S: Final = 5.0
+
+FREE: Final = frozenset({"path"})
+"""What brings nothing upon the seeder needs no leave."""
 
 HELPED_S: Final = 10.0
 """Who helps is kept for so long at least: what it opened has cost something."""
@@ -50,15 +55,26 @@ class Means:
         return self.transport is not Transport.TSUNAMI
 
 
+async def _nothing_to_learn(_: bytes) -> None:
+    return
+
+
 @dataclass(frozen=True)
 class Pulled:
-    """The pull that a source is made for. ``means`` and ``reason`` give what holds now."""
+    """The pull that a source is made for: what holds now of its ``means``, its swarm's
+    ``standing``, and its deadline. ``learn`` takes a torrent with the piece hashes, where these are
+    not known; the pull is opened anew then. ``ask`` asks the controller for leave."""
 
     image: SiteImage
     info: TorrentInfo
     raw_info: bytes
     means: Callable[[], Means]
-    reason: Callable[[], NodeReason | None]
+    standing: Callable[[], tuple[NodeReason | None, str]] = lambda: (None, "")
+    knows_hashes: Callable[[], bool] = lambda: True
+    learn: Callable[[bytes], Awaitable[None]] = _nothing_to_learn
+    lost: Callable[[ParentLost], None] = lambda _: None
+    ask: Callable[[int, NodeReason], None] = lambda _missing, _why: None
+    deadline_s: Callable[[], float | None] = lambda: None
 
 
 class SourceMaker(Protocol):
@@ -89,26 +105,32 @@ Policy = Callable[[Standing], Collection[str]]
 
 
 def by_transport(standing: Standing) -> Collection[str]:
-    """The policy in force: what is ordered; with ``auto`` all there is, while the swarm brings
-    nothing; and whatever there is leave for (``tokens``)."""
-    means = standing.means
-    wanted = {str(grant.transport) for grant in means.tokens}
+    """The policy in force: what is ordered, and whatever there is leave for (``tokens``); with
+    ``auto`` that, and what needs no leave, while the swarm brings nothing."""
+    means, kinds = standing.means, set(standing.kinds)
+    allowed: set[str] = set()
+    for grant in means.tokens:
+        allowed |= kinds if grant.transport is Transport.AUTO else {str(grant.transport)}
     if means.transport is Transport.TSUNAMI:
-        wanted.add(Transport.TSUNAMI)
-    if means.transport is Transport.AUTO:
-        if standing.swarm_silent_s >= STALLED_S:
-            wanted |= set(standing.kinds)
-        wanted |= {kind for kind, since_s in standing.running_s.items() if since_s < HELPED_S}
-    return wanted & set(standing.kinds)
+        return ({str(Transport.TSUNAMI)} | allowed | FREE) & kinds
+    if means.transport is Transport.SWARM:
+        return allowed & kinds
+    helping = {kind for kind, since_s in standing.running_s.items() if since_s < HELPED_S}
+    if standing.swarm_silent_s >= STALLED_S:
+        helping |= kinds
+    return helping & (allowed | FREE) & kinds
 
 
 class Counted:
     """A sink that counts the bytes that were kept, under the name of who brought them."""
 
-    def __init__(self, sink: PieceSink, name: str, brought: Counter[str]) -> None:
+    def __init__(
+        self, sink: PieceSink, name: str, brought: Counter[str], on_kept: Callable[[], None]
+    ) -> None:
         self._sink = sink
         self._name = name
         self._brought = brought
+        self._on_kept = on_kept
 
     @property
     def infohash(self) -> str:
@@ -129,6 +151,7 @@ class Counted:
         kept = await self._sink.offer(index, data)
         if kept:
             self._brought[self._name] += len(data)
+            self._on_kept()
         return kept
 
     async def complete(self) -> None:
@@ -156,16 +179,34 @@ class Further:
         self._swarm_bytes = swarm_bytes
         self._brought = brought
         self._policy = policy
-        self._running: dict[str, tuple[asyncio.Task[None], float]] = {}
+        self._running: dict[str, tuple[asyncio.Task[None], Source, float]] = {}
         self._not_before_s: dict[str, float] = {}
+        self._leave: GrantTokens | None = None
+        self._left = 0
+        self._asked_s = float("-inf")
+        self._went_over: tuple[NodeReason | None, str] = (None, "")
+
+    @property
+    def standing(self) -> tuple[NodeReason | None, str]:
+        """Why pieces come otherwise than by the swarm, or do not come; in words."""
+        if not self._running:
+            return None, ""
+        if self._pulled.means().transport is Transport.AUTO:
+            names = ", ".join(sorted(self._running))
+            reason, text = self._went_over
+            return reason, f"the swarm brings nothing ({text or 'no peers'}): over {names} instead"
+        for _, source, _ in self._running.values():
+            if (reason := getattr(source, "reason", None)) is not None:
+                return reason, str(getattr(source, "text", ""))
+        return None, ""
 
     async def bring(self, sink: PieceSink) -> None:
-        """See ``Source.bring``. No failure of a source ends it."""
+        """See ``Source.bring``. No failure of a source ends it. Raises TimedOut at the deadline."""
         complete = asyncio.create_task(sink.complete(), name="further: complete")
         try:
             await self._until(complete, sink)
         finally:
-            tasks = [complete, *(task for task, _ in self._running.values())]
+            tasks = [complete, *(task for task, _, _ in self._running.values())]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -174,15 +215,26 @@ class Further:
     async def _until(self, complete: asyncio.Task[None], sink: PieceSink) -> None:
         clock = asyncio.get_running_loop().time
         seen_bytes, heard_s = self._swarm_bytes(), clock()
+        brought_bytes, brought_s = self._brought.total(), clock()
         while not complete.done():
             now_s = clock()
+            deadline_s = self._pulled.deadline_s()
+            if deadline_s is not None and now_s >= deadline_s:
+                raise TimedOut("the deadline has passed", hint="start it again with more time")
             if self._swarm_bytes() != seen_bytes:
                 seen_bytes, heard_s = self._swarm_bytes(), now_s
+            if self._brought.total() != brought_bytes:
+                brought_bytes, brought_s = self._brought.total(), now_s
             await self._reap(now_s)
-            running_s = {kind: now_s - since_s for kind, (_, since_s) in self._running.items()}
-            wanted = self._policy(
-                Standing(self._pulled.means(), tuple(self._makers), now_s - heard_s, running_s)
-            )
+            await self._take_leave()
+            means = self._pulled.means()
+            means = replace(means, tokens=(self._leave,) if self._leave and self._left > 0 else ())
+            silent_s = now_s - heard_s
+            self._ask(means, min(silent_s, now_s - brought_s), len(sink.missing()), now_s)
+            running_s = {kind: now_s - since_s for kind, (_, _, since_s) in self._running.items()}
+            wanted = self._policy(Standing(means, tuple(self._makers), silent_s, running_s))
+            if wanted and not self._running:
+                self._went_over = self._pulled.standing()
             for kind in set(self._running) - set(wanted):
                 await self._stop(kind)
             for kind in wanted:
@@ -190,22 +242,43 @@ class Further:
                     self._start(kind, sink, now_s)
             await asyncio.wait({complete}, timeout=LOOK_S)
 
+    async def _take_leave(self) -> None:
+        """The newest leave counts; what was fetched from others by it is asked anew."""
+        newest = self._pulled.means().tokens[-1:]
+        if newest and newest[0] is not self._leave:
+            self._leave, self._left = newest[0], newest[0].pieces
+            for kind in list(self._running):
+                await self._stop(kind)
+            self._not_before_s.clear()
+
+    def _ask(self, means: Means, nothing_s: float, missing: int, now_s: float) -> None:
+        """Ask for leave where nothing comes; by what there is leave for, it had its time."""
+        used_up = self._leave is not None and self._left <= 0
+        due = now_s - self._asked_s >= ASK_AGAIN_S and (used_up or nothing_s >= STALLED_S)
+        if means.transport is Transport.AUTO and due and missing and set(self._makers) - FREE:
+            self._asked_s = now_s
+            self._pulled.ask(missing, self._pulled.standing()[0] or NodeReason.STALLED)
+
+    def _kept(self) -> None:
+        self._left -= 1
+
     def _start(self, kind: str, sink: PieceSink, now_s: float) -> None:
         source = self._makers[kind].make(self._pulled)
         if source is None:
             self._not_before_s[kind] = now_s + TRY_AGAIN_S
             return
         log.info("source-begins", source=kind, infohash=sink.infohash)
-        bringing = source.bring(Counted(sink, kind, self._brought))
-        self._running[kind] = (asyncio.create_task(bringing, name=f"source {kind}"), now_s)
+        bringing = source.bring(Counted(sink, kind, self._brought, self._kept))
+        task = asyncio.create_task(bringing, name=f"source {kind}")
+        self._running[kind] = (task, source, now_s)
 
     async def _stop(self, kind: str) -> None:
-        task, _ = self._running.pop(kind)
+        task, _, _ = self._running.pop(kind)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     async def _reap(self, now_s: float) -> None:
-        for kind, (task, _) in list(self._running.items()):
+        for kind, (task, _, _) in list(self._running.items()):
             if not task.done():
                 continue
             del self._running[kind]

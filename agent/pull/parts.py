@@ -15,6 +15,7 @@ from agent.pull.previous import PreviousVersions
 from agent.pull.pulling import ParentLost
 from agent.pull.resume import Resume, ResumeFiles
 from agent.pull.torrents import TorrentFiles
+from distrib.bus.messages import TokensWanted
 from distrib.swarm.pieces import check_volume
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import TorrentInfo
@@ -38,6 +39,7 @@ class PullParts:
     on_damaged: Callable[[str], Awaitable[None]]
     changed: Callable[[], None] = lambda: None
     makers: Sequence[SourceMaker] = ()
+    on_tokens_wanted: Callable[[TokensWanted], None] = lambda _: None
 
     def known_of(
         self, image: SiteImage, info: TorrentInfo, target: WriteTarget, *, fresh: bool

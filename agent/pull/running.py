@@ -11,12 +11,11 @@ import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
 from agent.cache.store import WriteTarget
-from agent.finishing import to_the_end
+from agent.finishing import done_before, to_the_end
 from agent.pull.copying import Copying
 from agent.pull.delta import Run
 from agent.pull.further import Further, Means, Pulled
@@ -27,7 +26,7 @@ from agent.pull.resume import Resume
 from agent.pull.source import Source
 from agent.pull.stripes import STRIPES, Store, Striped, close, second_of, unwanted_of
 from agent.pull.swarm import SwarmSource
-from distrib.bus.messages import Caps, GrantTokens, NodeReason, Peer, State
+from distrib.bus.messages import Caps, GrantTokens, NodeReason, Peer, State, TokensWanted
 from distrib.errors import DigestMismatch, DistribError, NoSpace, StorageFailed, TimedOut
 from distrib.swarm.pieces import check_volume
 from distrib.swarm.session import SwarmSession
@@ -77,11 +76,13 @@ class RunningPull:
         self._striped = False
         self._second: SwarmSession | None = None
         self._reshape = asyncio.Event()
+        self._reopen = asyncio.Event()
+        self._further: Further | None = None
         self._counted = (0, 0, 0)
 
     @property
     def reason(self) -> NodeReason | None:
-        """Why pieces do not come, while they do not: of all stripes, or of the one that stands."""
+        """Why pieces do not come, or not by the swarm: of the stripe that stands."""
         return self._standing[0]
 
     @property
@@ -91,6 +92,10 @@ class RunningPull:
 
     @property
     def _standing(self) -> tuple[NodeReason | None, str]:
+        further = self._further.standing if self._further else (None, "")
+        return further if any(further) else self._swarm_standing()
+
+    def _swarm_standing(self) -> tuple[NodeReason | None, str]:
         found = [(one.reason, one.text) for one in self._swarm if one.reason is not None]
         return found[0] if found else (None, "")
 
@@ -104,7 +109,10 @@ class RunningPull:
 
     def use(self, means: Means) -> None:
         """Let pieces come by these means; leave that was given stays."""
+        before = self._swarming
         self._means = replace(means, tokens=self._means.tokens)
+        if self._swarming is not before:
+            self._reopen.set()
 
     def grant(self, tokens: GrantTokens) -> None:
         """Leave to fetch by another transport; the newest of each counts."""
@@ -112,7 +120,7 @@ class RunningPull:
         self._means = replace(self._means, tokens=(*others, tokens))
 
     def follow_plan(self, plan: Plan) -> None:
-        """Fetch by another plan; caps and deadline stay."""
+        """The same with another plan only."""
         self.follow(plan, self._caps, self._deadline_s)
 
     def follow(self, plan: Plan, caps: Caps, deadline_s: float | None) -> None:
@@ -211,18 +219,16 @@ class RunningPull:
                 on_copied=pull.on_copied,
                 disk=self._parts.previous.disk,
             )
-            await pull.fetch([*sources, copying])
+            await self._fetched(pull, [*sources, copying], self._reopen)
             await pull.checkpoint()
             resumed = pull.noted()
             await self._close()
         return resumed, head_start.runs
 
     async def _fetch(self, target: WriteTarget, resumed: Resume | None) -> None:
-        """Fetch all that is missing."""
         pull, sources = await self._open(target, resumed)
-        while not await self._fetched(pull, sources):
-            # In two torrents from now on, from where this one came to.
-            log.info("pull-in-stripes", image=self.image.ref)
+        while not await self._fetched(pull, sources, self._reopen, self._reshape):
+            log.info("pull-opened-anew", image=self.image.ref)
             await pull.checkpoint()
             await pull.transfer.count()
             resumed = pull.noted()
@@ -242,20 +248,9 @@ class RunningPull:
             copied_bytes=copied,
         )
 
-    async def _fetched(self, pull: Pull, sources: Sequence[Source]) -> bool:
-        """Whether nothing is missing; False when it is to be fetched in stripes from now on."""
-        fetching = asyncio.create_task(pull.fetch(sources), name=f"fetch {self.image.ref}")
-        reshaping = asyncio.create_task(self._reshape.wait(), name=f"reshape {self.image.ref}")
-        try:
-            await asyncio.wait({fetching, reshaping}, return_when=asyncio.FIRST_COMPLETED)
-            if fetching.done():
-                fetching.result()
-                return True
-            return False
-        finally:
-            for task in (fetching, reshaping):
-                task.cancel()
-            await to_the_end(_ended(fetching, reshaping))
+    async def _fetched(self, pull: Pull, sources: Sequence[Source], *news: asyncio.Event) -> bool:
+        """Whether nothing is missing; False when one of ``news`` came before."""
+        return await done_before(pull.fetch(sources), news, name=f"fetch {self.image.ref}")
 
     async def _open(
         self, target: WriteTarget, resumed: Resume | None, *, unwanted: Sequence[int] = ()
@@ -267,6 +262,7 @@ class RunningPull:
             sessions.append(self._second)
         self._striped = len(sessions) == STRIPES
         self._reshape.clear()
+        self._reopen.clear()
         known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
         have = resumed.have if resumed else None
         plans = [self._plan]
@@ -319,15 +315,27 @@ class RunningPull:
             self._info,
             self._raw_info,
             means=lambda: replace(self._means, plan=self._plan),
-            reason=lambda: self.reason,
+            standing=self._swarm_standing,
+            knows_hashes=lambda: self._parts.torrents.with_layers(self.image) is not None,
+            learn=self._learn,
+            lost=lambda lost: self._parts.on_parent_lost(self.image.infohash, lost),
+            ask=lambda missing, why: self._parts.on_tokens_wanted(
+                TokensWanted(infohash=self.image.infohash, missing_pieces=missing, reason=why)
+            ),
+            deadline_s=lambda: self._deadline_s,
         )
-        further = Further(
+        self._further = Further(
             self._parts.makers,
             pulled,
             swarm_bytes=lambda: pull.transfer.fetched_bytes,
             brought=self.brought,
         )
-        return (*sources, further)
+        return (*sources, self._further)
+
+    async def _learn(self, torrent: bytes) -> None:
+        """Know the piece hashes: what other means bring can be hashed from now on."""
+        await asyncio.to_thread(self._parts.torrents.keep_layers, self.image, torrent)
+        self._reopen.set()
 
     async def _conclude(self, target: WriteTarget, copied: tuple[Run, ...]) -> None:
         """Have SHA-512 checked. Copies that are bad are found by their hashes and fetched."""
@@ -386,11 +394,7 @@ class RunningPull:
             )
 
     async def _close(self) -> None:
-        self._swarm = ()
+        self._swarm, self._further = (), None
         store, self.transfer = self.transfer, None
         if store is not None:
             await close(store, self._parts.sessions)
-
-
-async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    await asyncio.gather(*tasks, return_exceptions=True)

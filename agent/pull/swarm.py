@@ -105,7 +105,8 @@ class SwarmSource:
 
     def _take(self, event: TransferEvent, now_s: float) -> None:
         match event:
-            case PieceDone():
+            case PieceDone() if self._transfer.peers:
+                # Without peers somebody else brought it.
                 self._step(machine.on_piece(self._state, now_s=now_s))
             case PeersSampled(peers):
                 self._step(machine.on_sample(self._state, peers, now_s=now_s))
@@ -115,6 +116,8 @@ class SwarmSource:
                 self._step(machine.on_banned(self._state, address, now_s=now_s))
             case StorageFault() as fault:
                 raise _fault(fault)
+            case _:
+                pass
 
     def _step(self, step: machine.Step) -> None:
         before = self._state

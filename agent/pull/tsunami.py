@@ -12,7 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -31,10 +34,13 @@ from distrib.tsunami.ssh import Limits, connect
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 TICK_S = 0.5
 OFFERS_MAX_BYTES = 8 << 20
 """Of each peer, what may wait for its hash; more waits in the SSH window, then at the peer."""
 
+THREADS_MAX = 64
 BAD_MAX = 2
 SHARE_AGAIN_S = 2.0
 
@@ -114,6 +120,8 @@ class TsunamiSource:
         self._shared_s = 0.0
         self._good: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        # Of its own: sessions wait in threads, and the loop's few are for the disk.
+        self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="pieces")
         self._state, self._first = machine.start(plan, now_s=self._now_s(), deadline_s=deadline_s)
 
     @property
@@ -151,6 +159,7 @@ class TsunamiSource:
                 task.cancel()
             await asyncio.gather(complete, *tasks, return_exceptions=True)
             self._sink = None
+            self._threads.shutdown(wait=False)
 
     # -- what the plan's machine wants ------------------------------------------------------------
 
@@ -202,10 +211,10 @@ class TsunamiSource:
         assert sink is not None  # noqa: S101 - dialled inside ``bring``
         loop = asyncio.get_running_loop()
         try:
-            client = await asyncio.to_thread(self._access.open, session.peer, sink.infohash)
+            client = await self._in_thread(self._access.open, session.peer, sink.infohash)
             session.client = client
-            session.have = await asyncio.to_thread(
-                client.open, size_bytes=sink.size_bytes, piece_bytes=sink.piece_bytes
+            session.have = await self._in_thread(
+                partial(client.open, size_bytes=sink.size_bytes, piece_bytes=sink.piece_bytes)
             )
             self._share()
             room = asyncio.Semaphore(max(1, OFFERS_MAX_BYTES // sink.piece_bytes))
@@ -214,7 +223,7 @@ class TsunamiSource:
                 asyncio.run_coroutine_threadsafe(room.acquire(), loop).result()
                 loop.call_soon_threadsafe(self._take, session, piece, room)
 
-            await asyncio.to_thread(_read, client, hand_on, session.have)
+            await self._in_thread(_read, client, hand_on, session.have)
         except DistribError as error:
             log.info("peer-ended", peer=session.peer.node, code=error.code, why=error.message)
         finally:
@@ -254,14 +263,17 @@ class TsunamiSource:
         if sink is None or not sessions:
             return
         self._shared_s = self._now_s()
-        wanted = _shares(sink.missing(), [one.have for one in sessions])
+        stripe_of = {peer.address: i for i, peer in enumerate(self._state.plan.parents)}
+        striped = self._state.plan.stripes > 1 and len(stripe_of) > 1
+        feeds = [stripe_of.get(one.peer.address) if striped else None for one in sessions]
+        wanted = _shares(sink.missing(), [one.have for one in sessions], feeds)
         for session, share in zip(sessions, wanted, strict=True):
             self._spawn(self._subscribe(session, share), "subscribe")
 
     async def _subscribe(self, session: _Session, share: bytearray) -> None:
         if session.client is not None:
             with contextlib.suppress(NetworkError):
-                await asyncio.to_thread(session.client.subscribe, share)
+                await self._in_thread(session.client.subscribe, share)
 
     def _open(self) -> list[_Session]:
         return [one for one in self._sessions.values() if one.client and one.have]
@@ -272,7 +284,7 @@ class TsunamiSource:
         client, session.client = session.client, None
         if client is not None:
             # Closing joins paramiko's thread.
-            self._spawn(asyncio.to_thread(client.close), "close")
+            self._spawn(self._in_thread(client.close), "close")
 
     def _samples(self) -> list[PeerSample]:
         missing = self._sink.missing() if self._sink else []
@@ -288,6 +300,9 @@ class TsunamiSource:
             )
             for one in self._open()
         ]
+
+    def _in_thread(self, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _spawn(self, work: object, name: str) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -311,11 +326,17 @@ def _read(client: PieceClient, hand_on: Callable[[Piece], None], have: bytearray
                 have[first : first + count] = b"\x01" * count
 
 
-def _shares(missing: Sequence[int], have: Sequence[bytearray]) -> list[bytearray]:
-    """Of every missing piece, who is to send it: those that have it in turn; where nobody has it
-    yet, all in turn, until the shares are dealt anew."""
+def _shares(
+    missing: Sequence[int], have: Sequence[bytearray], feeds: Sequence[int | None]
+) -> list[bytearray]:
+    """Of every missing piece, who is to send it: who feeds its stripe, by the plan; else those that
+    have it in turn; where nobody has it yet, all in turn, until the shares are dealt anew."""
     shares = [bytearray(len(one)) for one in have]
+    stripes = len({one for one in feeds if one is not None})
     for turn, index in enumerate(missing):
+        if stripes > 1:
+            shares[feeds.index(index % stripes)][index] = 1
+            continue
         holders = [number for number, one in enumerate(have) if one[index]]
         number = holders[turn % len(holders)] if holders else turn % len(have)
         shares[number][index] = 1

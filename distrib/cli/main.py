@@ -24,6 +24,9 @@ class Commands(LazyGroup):
         "audit": Lazy("distrib.cli.audit", "audit", "Who did what, and when."),
         "event": Lazy("distrib.cli.events", "event", "Event handlers: what they were told."),
         "tsunami": Lazy("distrib.cli.tsunami", "tsunami", "Files to hosts that have only sshd."),
+        "serve-pieces": Lazy(
+            "distrib.cli.serve_pieces", "serve_pieces", "The one command of nodes' keys."
+        ),
         "torrent": Lazy("distrib.cli.torrent", "torrent", "Torrents: make one, export one."),
         "swarm": Lazy("distrib.cli.swarm", "swarm", "Who fetches from whom; how it goes."),
         "up": Lazy("distrib.cli.services", "up", "Broker, controller and seeder, here."),

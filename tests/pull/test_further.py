@@ -20,7 +20,7 @@ from distrib.errors import NetworkError
 from tests.delta.node import site_image
 from tests.pull.conftest import IMAGE_BYTES, NODE, Published, seeding, session
 
-KINDS = ("http", "tsunami")
+KINDS = ("http", "path", "tsunami")
 
 
 def standing(
@@ -37,11 +37,16 @@ def test_what_is_ordered_runs_and_auto_helps_while_the_swarm_brings_nothing() ->
     grant = GrantTokens(infohash="0" * 64, transport=Transport.TSUNAMI, pieces=10)
     assert not by_transport(standing(Transport.SWARM, silent_s=99))
     assert by_transport(standing(Transport.SWARM, tokens=(grant,))) == {"tsunami"}
-    assert by_transport(standing(Transport.TSUNAMI)) == {"tsunami"}
+    assert by_transport(standing(Transport.TSUNAMI)) == {"tsunami", "path"}
     assert not by_transport(standing(Transport.AUTO, silent_s=1))
-    assert by_transport(standing(Transport.AUTO, silent_s=further.STALLED_S)) == set(KINDS)
-    assert by_transport(standing(Transport.AUTO, http=further.HELPED_S - 1)) == {"http"}
-    assert not by_transport(standing(Transport.AUTO, http=further.HELPED_S))
+    stalled_s, everything = further.STALLED_S, grant.model_copy(update={"transport": "auto"})
+    assert by_transport(standing(Transport.AUTO, silent_s=stalled_s)) == {"path"}
+    leave = (everything,)
+    assert by_transport(standing(Transport.AUTO, silent_s=stalled_s, tokens=leave)) == set(KINDS)
+    assert not by_transport(standing(Transport.AUTO, silent_s=1, tokens=leave))
+    helping = standing(Transport.AUTO, tokens=leave, http=further.HELPED_S - 1)
+    assert by_transport(helping) == {"http"}
+    assert not by_transport(standing(Transport.AUTO, tokens=leave, http=further.HELPED_S))
 
 
 @dataclass
@@ -100,7 +105,6 @@ async def test_a_source_beside_a_swarm_without_bytes_brings_the_image_and_is_cou
                     published.info,
                     published.raw_info,
                     means=lambda: Means(transport=Transport.AUTO),
-                    reason=lambda: None,
                 ),
                 swarm_bytes=lambda: transfer.fetched_bytes,
                 brought=brought,

@@ -1,0 +1,159 @@
+"""The seeder's images over HTTPS, in ranges, for nodes that show a certificate of the site.
+
+``GET /images/<infohash>/image.raw`` with one range of at most 16 MiB, and ``image.torrent`` whole.
+Only what the seeder serves on the swarm; so many requests at a time, the others hear 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+import uvicorn
+from pydantic import Field
+
+from distrib.bus.mqtt import BusSettings
+from distrib.config import Section
+from distrib.errors import ConfigInvalid
+from distrib.swarm import IMAGE_FILE, TORRENT_FILE
+
+log = structlog.get_logger(__name__)
+
+RANGE_MAX_BYTES: Final = 16 << 20
+_PATH = re.compile(rf"/images/([0-9a-f]{{64}})/({re.escape(IMAGE_FILE)}|{re.escape(TORRENT_FILE)})")
+_RANGE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
+
+
+class WebSeedSettings(Section):
+    """Images over HTTPS, for nodes' certificates; the seeder's own is that of its bus."""
+
+    port: int = Field(0, ge=0, le=65535, description="TCP port; 0: not served")
+    address: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
+    url: str = Field("", description="what nodes are told, if another: ends before `/<infohash>`")
+    requests: int = Field(16, gt=0, description="answered at a time; the others hear 503")
+
+
+class Serves(Protocol):
+    """Says what may be served."""
+
+    @property
+    def serves(self) -> Collection[str]: ...
+
+
+Scope = dict[str, Any]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class WebSeed:
+    """The ASGI application."""
+
+    def __init__(self, images_dir: Path, seeder: Serves, *, requests: int) -> None:
+        self._images = images_dir
+        self._seeder = seeder
+        self._free = requests
+
+    async def __call__(self, scope: Scope, receive: object, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if self._free <= 0:
+            await _answer(send, 503, headers=[(b"retry-after", b"1")])
+            return
+        self._free -= 1
+        try:
+            await self._get(scope, send)
+        finally:
+            self._free += 1
+
+    async def _get(self, scope: Scope, send: Send) -> None:
+        found = _PATH.fullmatch(scope["path"])
+        if scope["method"] != "GET":
+            await _answer(send, 405)
+        elif found is None or found[1] not in self._seeder.serves:
+            await _answer(send, 404)
+        elif found[2] == TORRENT_FILE:
+            await _answer(send, 200, await asyncio.to_thread(self._file(found).read_bytes))
+        else:
+            await self._range(self._file(found), dict(scope["headers"]).get(b"range", b""), send)
+
+    def _file(self, found: re.Match[str]) -> Path:
+        return self._images / found[1] / found[2]
+
+    async def _range(self, file: Path, asked: bytes, send: Send) -> None:
+        size = await asyncio.to_thread(lambda: file.stat().st_size)
+        wanted = _RANGE.fullmatch(asked)
+        first, last = (int(wanted[1]), int(wanted[2])) if wanted else (0, -1)
+        last = min(last, size - 1)
+        if first > last or last - first >= RANGE_MAX_BYTES:
+            await _answer(send, 416, headers=[(b"content-range", b"bytes */%d" % size)])
+            return
+        data = await asyncio.to_thread(_read, file, first, last - first + 1)
+        said = b"bytes %d-%d/%d" % (first, last, size)
+        await _answer(send, 206, data, headers=[(b"content-range", said)])
+
+
+def _read(file: Path, offset: int, size: int) -> bytes:
+    with file.open("rb") as opened:
+        return os.pread(opened.fileno(), size, offset)
+
+
+async def _answer(
+    send: Send, status: int, body: bytes = b"", *, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    said = [(b"content-length", b"%d" % len(body)), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": said})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing is captured: the seeder ends by its own order."""
+        yield
+
+
+@asynccontextmanager
+async def serving_web(
+    settings: WebSeedSettings, bus: BusSettings, images_dir: Path, seeder: Serves
+) -> AsyncIterator[None]:
+    """Serve while the block runs, where a port is set. Raises ConfigInvalid."""
+    if not settings.port:
+        yield
+        return
+    config = uvicorn.Config(
+        WebSeed(images_dir, seeder, requests=settings.requests),
+        ssl_certfile=str(bus.cert),
+        ssl_keyfile=str(bus.key),
+        ssl_ca_certs=str(bus.ca),
+        ssl_cert_reqs=ssl.CERT_REQUIRED,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+    try:
+        config.load()
+        listener = socket.create_server((settings.address, settings.port), backlog=512)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigInvalid(
+            f"web.address = {settings.address}, web.port = {settings.port}: {error}",
+            hint="another program may listen there; bus.cert and bus.key are shown to nodes",
+        ) from None
+    with closing(listener):
+        server = _Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]), name="web seed")
+        log.info("web-seed-listening", address=settings.address, port=settings.port)
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
