@@ -32,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torrent.set_defaults(run=lambda given: hashing.measured(given.directory, given.size_gb))
     many = parts.add_parser("many")
     many.add_argument("--images", type=int, default=200)
+    many.add_argument("--size-gb", type=float, default=10.0)
     many.add_argument("--seconds", type=float, default=30.0)
-    many.set_defaults(run=lambda given: resting.measured(given.images, given.seconds))
+    many.set_defaults(
+        run=lambda given: resting.measured(given.images, given.size_gb, given.seconds)
+    )
     pieces = parts.add_parser("pieces")
     pieces.add_argument("--nodes", type=int, default=6)
     pieces.add_argument("--size-mb", type=int, default=64)

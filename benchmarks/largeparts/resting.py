@@ -1,107 +1,238 @@
-"""What a seeder and an agent with many images need at rest: memory and CPU of real processes.
+"""What a seeder and an agent with many large images need at rest: memory and CPU of real processes.
 
 A farm of one node: `distrib up` (broker, controller, seeder) and an agent, on loopback addresses
-(run it in a network namespace of its own: `unshare -n`, with `lo` up). The images are small, as
-what counts at rest is their number and their pieces; what the pieces of large images add is
-measured in a session of its own, over sparse files (`layers`).
+(run it in a network namespace of its own: `unshare -n`, with `lo` up). The images are sparse files
+whose torrents have as many piece hashes as ones without holes, since these are what stays in
+memory. Nothing is hashed or sent: what a seeder's store and a node's state hold after a publication
+and a pull is put there, through the agent's own cache, and the site list that approves it is
+published as the controller would. So the agent reports, serves and looks after all of it, and the
+controller, which approved none of it, is only watched.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import hashlib
 import os
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
-from distrib.cli.client import ApiClient, load_settings, path_of
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509 import load_pem_x509_certificate
+
+from agent.cache.cache import Cache
+from agent.cache.file import FileStore
+from agent.cache.records import ImageVersion
+from agent.pull.torrents import TorrentFiles
+from agent.socket.client import ask
+from distrib.bus.mqtt import Bus, BusSettings
+from distrib.swarm import IMAGE_FILE, TORRENT_FILE
 from distrib.swarm.merkle import BLOCK_BYTES, piece_hash
-from distrib.swarm.profile import Link, lan_profile
-from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import info_of, parse_info, piece_bytes_for, torrent_of
-from tests.farm.farm import Farm, farm_on_loopback
+from distrib.trust.imagelist import Endorser, Image
+from distrib.trust.names import slash_form
+from distrib.trust.signature import sign_smime
+from distrib.trust.siteimage import ControllerKey, Origin, SiteImage
+from distrib.trust.sitelist import SiteList, render_site_list
+from tests.farm.farm import BROKER_PORT, Farm, Loopback, Node, farm_on_loopback
 from tests.farm.process import eventually
 
-IMAGE_BYTES = 1 << 20
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+SETTLED_S = 10.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """One process over a time."""
+    """One process over a time; ``most_mb`` is the most that it ever had."""
 
     rss_mb: float
+    most_mb: float
     cpu_percent: float
 
 
-def measured(images: int, seconds: float) -> dict[str, object]:
+@dataclass(frozen=True)
+class Made:
+    """An image with its torrent; of its bytes only the first piece is no hole."""
+
+    entry: SiteImage
+    torrent: bytes
+    first: bytes
+
+    def write(self, file: Path) -> None:
+        with file.open("r+b" if file.exists() else "wb") as out:
+            out.truncate(self.entry.size_bytes)
+            out.write(self.first)
+
+
+def measured(images: int, size_gb: float, seconds: float) -> dict[str, object]:
     """``images`` on one node; both sides are looked at for ``seconds`` of rest."""
+    made = list(_made(images, int(size_gb * 1e9)))
+    began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="distrib-many-") as folder:
-        with farm_on_loopback(Path(folder), 1) as farm:
-            node = farm.nodes["wn1"]
-            _publish(farm, images)
-            # An agent that is there meanwhile verifies each of the site lists.
+        room = {"capacity_bytes": 2 * sum(one.entry.size_bytes for one in made)}
+        with farm_on_loopback(Path(folder), 1, add=False) as farm:
+            node = farm.add_node("wn1", Loopback(2), cache=room)
+            assert farm.head is not None
+            _fill_store(farm, made)
+            _fill_node(node, made)
+            asyncio.run(_approve(farm, made))
+            log = farm.state / "log" / "seeder.log"
+            eventually("all are seeded", lambda: _count(log, "seeding") >= images, limit_s=120)
             node.start()
             assert node.agent is not None
-            assert farm.head is not None
-            client = _client(farm)
-            shown = client.get("/images")["images"]
-            eventually("online", lambda: client.get("/nodes/wn1")["online"], limit_s=60)
-            began_s = time.monotonic()
-            for one in shown:
-                client.post("/rollouts", {"image": one["image"], "nodes": "all"})
-            eventually("all ready", lambda: _ready(client) == images, limit_s=900, every_s=1.0)
-            pulled_s = time.monotonic() - began_s
-            eventually("all seeded", lambda: _seeded(client, shown[-1]["image"]), limit_s=60)
+            eventually("all are on the node", lambda: _ready(node) == images, limit_s=120)
+            ready_s = time.monotonic() - began_s
             processes = {"agent": node.agent.pid} | _children_of(farm.head.pid)
-            time.sleep(10)
+            _settle(processes)
             loads = _watched(processes, seconds)
-            client.close()
-        layers = asyncio.run(_layers(Path(folder) / "layers", images, 10 * 10**9))
     figures: dict[str, object] = {
         "images": images,
+        "size_gb": size_gb,
+        "pieces_each": parse_info(info_of(made[0].torrent)).pieces,
         "seconds": seconds,
-        "pulled_s": round(pulled_s, 1),
+        "ready_s": round(ready_s, 1),
     }
     for name, load in loads.items():
         figures[f"{name}_rss_mb"] = load.rss_mb
+        figures[f"{name}_most_rss_mb"] = load.most_mb
         figures[f"{name}_cpu_percent"] = load.cpu_percent
-    figures["layers_of_10_gb_images_mb"] = layers
-    seeder = loads.get("seeder")
-    if seeder is not None:
-        figures["seeder_rss_mb_with_10_gb_images"] = round(seeder.rss_mb + layers, 1)
-    figures["agent_rss_mb_with_10_gb_images"] = round(loads["agent"].rss_mb + layers, 1)
     return figures
 
 
-def _publish(farm: Farm, count: int) -> None:
-    signed = farm.endorse_many(count, IMAGE_BYTES)
-    client = _client(farm)
-    encoded = base64.b64encode(signed[0].signed_list.read_bytes()).decode()
-    for image in signed:
-        choice = {"size_bytes": IMAGE_BYTES, "title": image.alias, "version": image.version}
-        found = client.post("/images", {"list": encoded} | choice, timeout_s=120)
-        content = iter([image.file.read_bytes()])
-        client.upload(path_of("images", found["image"], "content"), content, size_bytes=IMAGE_BYTES)
-        client.post(path_of("images", found["image"], "approve"), {"aliases": []}, timeout_s=120)
-    client.close()
+def _made(images: int, size_bytes: int) -> Iterator[Made]:
+    piece_bytes = piece_bytes_for(size_bytes)
+    size_bytes = size_bytes // piece_bytes * piece_bytes
+    leaves = piece_bytes // BLOCK_BYTES
+    hole = piece_hash(bytes(piece_bytes), leaves=leaves)
+    for _ in range(images):
+        first = os.urandom(16)
+        hashes = [piece_hash(first.ljust(piece_bytes, b"\0"), leaves=leaves)]
+        hashes += [hole] * (size_bytes // piece_bytes - 1)
+        torrent = torrent_of(hashes, size_bytes=size_bytes, piece_bytes=piece_bytes)
+        sha512 = hashlib.sha512(first).hexdigest()
+        name = str(uuid.uuid4())
+        entry = SiteImage(
+            image=Image(name, "1.0", "https://example.org/image", size_bytes, sha512),
+            infohash=parse_info(info_of(torrent)).infohash,
+            size_bytes=size_bytes,
+            piece_bytes=piece_bytes,
+            sha512=sha512,
+            origin=Origin(name, "1", "/CN=endorser", "/CN=ca", sha512, size_bytes),
+        )
+        yield Made(entry, torrent, first)
 
 
-def _client(farm: Farm) -> ApiClient:
-    return ApiClient(load_settings(farm.state / "client.toml"))
+def _fill_store(farm: Farm, made: list[Made]) -> None:
+    for one in made:
+        home = farm.state / "head" / "images" / one.entry.infohash
+        home.mkdir(parents=True)
+        one.write(home / IMAGE_FILE)
+        (home / TORRENT_FILE).write_bytes(one.torrent)
 
 
-def _ready(client: ApiClient) -> int:
-    report = client.get("/nodes/wn1").get("report") or {"images": []}
+def _fill_node(node: Node, made: list[Made]) -> None:
+    """As after a pull of each."""
+    state = node.directory / "state"
+    state.mkdir(exist_ok=True)
+    torrents = TorrentFiles(state / "torrents")
+
+    def sparse(file: Path, size_bytes: int, *, mode: int) -> None:
+        with file.open("xb") as out:
+            out.truncate(size_bytes)
+        file.chmod(mode)
+
+    with mock.patch("agent.cache.file.allocate", sparse):
+        store = FileStore(node.cache, 2 * sum(one.entry.size_bytes for one in made))
+        cache = Cache(state_dir=state, stores=[store], clock=lambda: datetime.now(UTC))
+        cache.recover()
+        for one in made:
+            entry = one.entry
+            cache.desire(
+                ImageVersion(
+                    infohash=entry.infohash,
+                    identifier=entry.identifier,
+                    version=entry.version,
+                    sha512=entry.sha512,
+                    size_bytes=entry.size_bytes,
+                    piece_bytes=entry.piece_bytes,
+                )
+            )
+            cache.start_pull(entry.infohash)
+            one.write(cache.volume(entry.infohash).path)
+            cache.to_verifying(entry.infohash)
+            cache.ready(entry.infohash)
+            torrents.accept(info_of(one.torrent), entry)
+            torrents.keep_layers(entry, one.torrent)
+
+
+async def _approve(farm: Farm, made: list[Made]) -> None:
+    """Publish a site list with the images, as the controller would."""
+    site, now = farm.pki / "site", datetime.now(UTC)
+    certs = site / "certs"
+    certificate = load_pem_x509_certificate((certs / "catalogue.pem").read_bytes())
+    key = load_pem_private_key((certs / "catalogue.key").read_bytes(), None)
+    orders = load_pem_private_key((farm.state / "head" / "orders.key").read_bytes(), None)
+    assert isinstance(orders, Ed25519PrivateKey)
+    site_list = SiteList(
+        identifier=str(uuid.uuid4()),
+        version=str(int(now.timestamp())),
+        created=now,
+        expires=now + timedelta(hours=72),
+        site="Site",
+        endorser=Endorser(slash_form(certificate.subject), slash_form(certificate.issuer)),
+        images=tuple(one.entry for one in made),
+        controller_keys=(ControllerKey.of(orders.public_key()),),
+    )
+    settings = BusSettings(
+        host=farm.head_host.address,
+        port=BROKER_PORT,
+        ca=site / "ca.pem",
+        cert=certs / "controller.pem",
+        key=certs / "controller.key",
+    )
+    bus = Bus(settings, client_id="benchmark")
+    heard = asyncio.Event()
+    message = sign_smime(render_site_list(site_list), certificate, key)
+    topic = bus.topics.site_list
+
+    def on_list(_: str, payload: bytes) -> None:
+        if payload == message:
+            heard.set()
+
+    bus.subscribe(topic, on_list)
+    bus.retain(topic, message)
+    async with bus.running(), asyncio.timeout(30):
+        await heard.wait()
+
+
+def _ready(node: Node) -> int:
+    report = ask(node.socket, "status")["report"]
     return sum(one["state"] == "ready" for one in report["images"])
 
 
-def _seeded(client: ApiClient, image: str) -> bool:
-    seeders = client.get(path_of("swarm", image))["seeders"]
-    return any(one["has_image"] for one in seeders)
+def _count(log: Path, what: str) -> int:
+    return sum(what in line for line in log.read_text("utf-8", "replace").splitlines())
+
+
+def _settle(processes: dict[str, int]) -> None:
+    """Until nobody has done anything to speak of for a while: torrents are opened one by one."""
+    quiet_s, before = 0.0, 0.0
+
+    def at_rest() -> bool:
+        nonlocal quiet_s, before
+        now = sum(_cpu_s(pid) for pid in processes.values())
+        quiet_s = quiet_s + 1.0 if now - before < 0.2 else 0.0
+        before = now
+        return quiet_s >= SETTLED_S
+
+    eventually("at rest", at_rest, limit_s=120, every_s=1.0)
 
 
 def _children_of(pid: int) -> dict[str, int]:
@@ -121,7 +252,8 @@ def _watched(processes: dict[str, int], seconds: float) -> dict[str, Load]:
     time.sleep(seconds)
     return {
         name: Load(
-            rss_mb=round(_rss_mb(pid), 1),
+            rss_mb=_memory_mb(pid, "VmRSS"),
+            most_mb=_memory_mb(pid, "VmHWM"),
             cpu_percent=round(100 * (_cpu_s(pid) - before[name]) / seconds, 2),
         )
         for name, pid in processes.items()
@@ -134,32 +266,8 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
-def _rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-async def _layers(root: Path, images: int, size_bytes: int) -> float:
-    """MB that a session grows by, with so many images of this size and without holes in its
-    piece layers."""
-    piece_bytes = piece_bytes_for(size_bytes)
-    size_bytes = size_bytes // piece_bytes * piece_bytes
-    leaves = piece_bytes // BLOCK_BYTES
-    nothing = piece_hash(bytes(piece_bytes), leaves=leaves)
-    profile = lan_profile(address="127.0.9.1", port=17001, link=Link(1_250_000_000))
-    session = SwarmSession(profile, backend="pread")
-    async with session.running():
-        before_mb = _rss_mb(os.getpid())
-        for number in range(images):
-            first = number.to_bytes(8, "big").ljust(piece_bytes, b"\0")
-            hashes = [piece_hash(first, leaves=leaves)]
-            hashes += [nothing] * (size_bytes // piece_bytes - 1)
-            torrent = torrent_of(hashes, size_bytes=size_bytes, piece_bytes=piece_bytes)
-            directory = root / str(number)
-            directory.mkdir(parents=True)
-            with (directory / "image.raw").open("wb") as image:
-                image.truncate(size_bytes)
-            kept: Any = parse_info(info_of(torrent))
-            session.add(kept, torrent, directory, seed=True)
-        await asyncio.sleep(2)
-        return round(_rss_mb(os.getpid()) - before_mb, 1)
+def _memory_mb(pid: int, which: str) -> float:
+    """A line of proc(5), /proc/PID/status, in millions of bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith(which))
+    return round(kib * 1024 / 1e6, 1)
