@@ -6,11 +6,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.batch.bed import Bed, BedHost, bed
-from tests.batch.product import ROOT, environment_layer, install
+from tests.batch.product import PREFIX, ROOT, environment_layer, install
 from tests.batch.site import AGENT, MASTER, BedNode, _add, _libvirt, _reap, passable
 from tests.farm.farm import Farm, Image
 from tests.farm.process import eventually
@@ -72,8 +72,7 @@ class SlurmSite:
     image: Image
     node: BedNode
     libvirt: str
-    installed: tuple[str, ...] = ()
-    outputs: dict[str, str] = field(default_factory=dict)
+    hooks: Path = PREFIX / "libexec" / "slurm"
 
     @property
     def master(self) -> BedHost:
@@ -132,7 +131,7 @@ class SlurmSite:
 
     def features(self) -> set[str]:
         """The node's active ones of ours, after it has looked."""
-        self.node.host.run(self.installed[0] + "/features")
+        self.node.host.run(self.hooks / "features")
         shown = self.master.run("sinfo", "-h", "-o", "%b").stdout.strip()
         return {one for one in shown.split(",") if one.startswith("img_")}
 
@@ -179,7 +178,7 @@ def slurm_site(directory: Path, guest_image: Path, *, burst_buffer: bool) -> Ite
         more = ["--burst-buffer"] if burst_buffer else []
         # The bed's hosts share a file system.
         made.head.run(AGENT, "hooks", "slurm", "install", *more)
-        found = SlurmSite(made, farm, image, node, libvirt, ("/opt/distrib/libexec/slurm",))
+        found = SlurmSite(made, farm, image, node, libvirt)
         made.head.run("slurmctld")
         eventually(
             "slurmctld answers", lambda: "wn1" in made.head.run("sinfo", "-N", check=False).stdout

@@ -103,11 +103,22 @@ def test_a_node_that_cannot_lease_says_so_and_is_not_drained(cluster: SlurmSite)
 
 
 @pytest.mark.long
-def test_a_running_job_is_cancelled(cluster: SlurmSite) -> None:
+def test_a_running_job_is_suspended_resumed_and_cancelled(cluster: SlurmSite) -> None:
     job = cluster.sbatch(IMAGE, script="#!/bin/sh\necho up; while :; do sleep 0.2; done\n")
     cluster.says(job, "up")
+    host = cluster.node.host
+    virsh = ("virsh", "-q", "-c", cluster.libvirt, "list", "--all")
+    cluster.master.run("scontrol", "suspend", job)
+    eventually("it is paused", lambda: "paused" in host.run(*virsh).stdout)
+    cluster.master.run("scontrol", "resume", job)
+    eventually("it runs on", lambda: "running" in host.run(*virsh).stdout)
+    # What the lease's probe looks for once the prolog is long past.
+    host.run("pgrep", "-U", "0", "-f", rf"^slurmstepd: \[{job}\.")
+    alive = f"{cluster.hooks}/alive"
+    host.run(alive, job)
     cluster.master.run("scancel", job, user="alice")
     cluster.becomes(job, "CANCELLED")
+    eventually("its lease may go", lambda: host.run(alive, job, check=False).returncode == 1)
 
 
 def test_the_configuration_is_put_back_as_it_was(cluster: SlurmSite) -> None:

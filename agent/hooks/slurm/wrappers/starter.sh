@@ -20,9 +20,13 @@ else
     DISTRIB_OUTCOME=$outcome @PYTHON@ -I -m agent.cli.main --socket @SOCKET@ hooks slurm starter "$@"
     status=$?
     # Written when the job has ended, or was not to run any longer: then the status is its own.
-    if [ -s "$outcome" ] && ! { grep -q '^{"error"' "$outcome" && [ $status = 99 -o $status = 100 ]; }; then
-        rm -f "$outcome"
-        exit $status
+    if [ -s "$outcome" ]; then
+        case $status:$(head -c 8 "$outcome") in
+            99:'{"error"' | 100:'{"error"') ;;
+            *)
+                rm -f "$outcome"
+                exit $status ;;
+        esac
     fi
     rm -f "$outcome"
     case $status in
