@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from statistics import median_low
 
 import structlog
 
@@ -14,7 +15,7 @@ from distrib.swarm.relay import RelayPlan, plan_relay
 from distrib.swarm.relay_cost import Terms
 from distrib.swarm.relay_groups import Layout, chains_of, is_last, moved_behind
 from distrib.swarm.relay_layout import lay_out, typical_link_bps
-from distrib.swarm.relay_pace import HOLD_S, Pace, Pull, judge
+from distrib.swarm.relay_pace import FAR_HOLD_S, HOLD_S, METER_S, Meter, Pace, Pull, judge
 from distrib.swarm.relay_peers import Links
 from distrib.swarm.torrent import piece_bytes_for
 
@@ -26,6 +27,15 @@ DEMOTE_AGAIN = timedelta(seconds=10)
 HOLD_REPORTS = 2.5
 """A node is slow only after so many of its reports have said so."""
 
+FAR_HOLD_REPORTS = 1.9
+"""The same for one that is far slower."""
+
+FRESH_REPORTS = 1.8
+"""A report is not news any more after so many others should have come."""
+
+METER_PIECES = 8
+"""So many pieces have to come between two reports, or what came says nothing of the rate."""
+
 
 class Planner:
     """Who fetches from whom, by torrent. Only the rollout service's loop changes it."""
@@ -36,6 +46,7 @@ class Planner:
         self._plans: dict[str, RelayPlan] = {}
         self._links: dict[str, Mapping[str, Links]] = {}
         self._paces: dict[str, Pace] = {}
+        self._meters: dict[str, dict[str, Meter]] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
 
     def adopt(self, published: Mapping[str, Wanted]) -> None:
@@ -80,7 +91,7 @@ class Planner:
 
     def drop(self, infohash: str) -> None:
         """Nobody wants the torrent any more."""
-        for kept in (self._layouts, self._plans, self._links, self._paces):
+        for kept in (self._layouts, self._plans, self._links, self._paces, self._meters):
             kept.pop(infohash, None)
         for key in [key for key in self._demoted_at if key[0] == infohash]:
             del self._demoted_at[key]
@@ -112,16 +123,8 @@ class Planner:
         """Move who is slower than its place; the torrents that are to be planned anew."""
         interval_s = report_interval_s(len(self._fleet.inventory))
         moved = set()
-        for infohash, plan in self._plans.items():
-            pulls = {}
-            for node, links in plan.links.items():
-                held = self._fleet.held(node, infohash)
-                if held is None or held.state is not State.PULLING or not held.bytes_total:
-                    continue
-                # Who copies most of it from an older version fetches little: it is not slow.
-                if not held.copied_bytes:
-                    parents = tuple(dict.fromkeys(peer.node for peer in links.parents))
-                    pulls[node] = Pull(held.rate_bps, held.bytes_done / held.bytes_total, parents)
+        for infohash in self._plans:
+            pulls = self._pulls(infohash, now.timestamp(), interval_s)
             if not pulls:
                 self._paces.pop(infohash, None)
                 continue
@@ -130,12 +133,43 @@ class Planner:
                 pulls,
                 now_s=now.timestamp(),
                 hold_s=max(HOLD_S, HOLD_REPORTS * interval_s),
+                far_hold_s=max(FAR_HOLD_S, FAR_HOLD_REPORTS * interval_s),
             )
             for node in sorted(guilty):
                 if self._move_behind(infohash, node, now):
                     log.info("slow-node-moved", node=node, infohash=infohash)
                     moved.add(infohash)
         return moved
+
+    def _pulls(self, infohash: str, now_s: float, interval_s: float) -> dict[str, Pull]:
+        """Who fetches, and how fast: what came between two reports, where that says something."""
+        before, meters = self._meters.get(infohash, {}), dict[str, Meter]()
+        fetching = {}
+        for node in self._plans[infohash].links:
+            held = self._fleet.held(node, infohash)
+            if held is None or held.state is not State.PULLING or not held.bytes_total:
+                continue
+            # Who copies most of it from an older version fetches little: it is not slow.
+            if not held.copied_bytes:
+                fetching[node] = held
+                sent_at_s = self._fleet.reports[node].sent_at.timestamp()
+                known = before.get(node, Meter(held.bytes_done, sent_at_s, now_s))
+                meters[node] = known.read(held.bytes_done, sent_at_s, now_s=now_s)
+        self._meters[infohash] = meters
+        usual_bps = median_low([held.rate_bps for held in fetching.values()] or [0])
+        pulls = {}
+        for node, held in fetching.items():
+            links, meter = self._plans[infohash].links[node], meters[node]
+            enough = usual_bps * METER_S >= METER_PIECES * piece_bytes_for(held.bytes_total)
+            new = now_s - meter.heard_s <= FRESH_REPORTS * interval_s
+            fresh = meter.rate_bps is not None and enough and new
+            pulls[node] = Pull(
+                rate_bps=meter.rate_bps if meter.rate_bps is not None and fresh else held.rate_bps,
+                progress=held.bytes_done / held.bytes_total,
+                parents=tuple(dict.fromkeys(peer.node for peer in links.parents)),
+                fresh=fresh,
+            )
+        return pulls
 
     def _move_behind(self, infohash: str, node: str, now: datetime) -> bool:
         layout = self._layouts.get(infohash, ())

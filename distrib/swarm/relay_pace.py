@@ -4,6 +4,9 @@
   image (seeders) count as the median of all who pull. It is no longer when it gets more than ABOVE.
 - Who has been behind for ``hold_s`` stands at fault; where all of several children of one parent
   do, or one child after another, the parent does: it is its upload that is slow.
+- Who gets less than FAR_BELOW, by what it and its parents have received between reports that are
+  ``fresh``, is *far* behind, and waits for ``far_hold_s`` only. A parent that is silent itself
+  (dead, dark) accuses nobody so quickly: its child is about to leave it.
 - What a node reports is a claim: by lying it can move itself, or its parent, to the end of the
   line; children's complaints (``parent-lost``) count beside it.
 """
@@ -16,7 +19,14 @@ from statistics import median_low
 
 BELOW = 0.6
 ABOVE = 0.75
+FAR_BELOW = 0.4
 HOLD_S = 6.0
+FAR_HOLD_S = 1.9
+"""Two looks, a second apart, after the first."""
+
+METER_S = 0.8
+"""Reports that are nearer to each other than that are taken together."""
+
 NEARLY_DONE = 0.98
 """Who is so far is left alone: rates end before pulls do."""
 
@@ -28,18 +38,48 @@ class Pull:
     rate_bps: int
     progress: float
     parents: tuple[str, ...]
+    fresh: bool = False
+    """Whether the rate is what was received between its last two reports, which are new."""
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a node received between two of its reports; libtorrent's own rate is a mean over many
+    seconds. Seconds are ``sent_at_s`` of the node's clock, ``heard_s`` of ours."""
+
+    done_bytes: int
+    sent_at_s: float
+    heard_s: float
+    rate_bps: int | None = None
+
+    def read(self, done_bytes: int, sent_at_s: float, *, now_s: float) -> Meter:
+        """The meter after a report; itself where that is the same one, or too near."""
+        passed_s = sent_at_s - self.sent_at_s
+        if passed_s < 0 or done_bytes < self.done_bytes:
+            return Meter(done_bytes, sent_at_s, now_s)
+        if passed_s < METER_S:
+            return self
+        rate_bps = int((done_bytes - self.done_bytes) / passed_s)
+        return Meter(done_bytes, sent_at_s, now_s, rate_bps)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What is remembered: since when nodes are behind, and under whom one was at fault."""
+    """What is remembered: since when nodes are behind, or far behind, and under whom one was at
+    fault."""
 
     behind_since_s: Mapping[str, float] = field(default_factory=dict)
+    far_since_s: Mapping[str, float] = field(default_factory=dict)
     suspects: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(
-    pace: Pace, pulls: Mapping[str, Pull], *, now_s: float, hold_s: float = HOLD_S
+    pace: Pace,
+    pulls: Mapping[str, Pull],
+    *,
+    now_s: float,
+    hold_s: float = HOLD_S,
+    far_hold_s: float = FAR_HOLD_S,
 ) -> tuple[Pace, frozenset[str]]:
     """Who is at fault now, and what to remember. ``pulls``: every node that fetches, by name."""
     moving = [pull.rate_bps for pull in pulls.values() if pull.rate_bps > 0]
@@ -47,23 +87,30 @@ def judge(
         return Pace(suspects=pace.suspects), frozenset()
     middle = median_low(moving)
     behind = {}
+    far = {}
     for name, pull in pulls.items():
         since = pace.behind_since_s.get(name)
-        if _is_behind(pull, pulls, middle, known=since is not None):
+        share = ABOVE if since is not None else BELOW
+        if _is_behind(pull, pulls, middle, share):
             behind[name] = now_s if since is None else since
+            above = [pulls[parent] for parent in pull.parents if parent in pulls]
+            fresh = pull.fresh and all(parent.fresh for parent in above)
+            if fresh and _is_behind(pull, pulls, middle, FAR_BELOW):
+                far[name] = pace.far_since_s.get(name, now_s)
     ripe = {name for name, since in behind.items() if now_s - since >= hold_s}
+    ripe |= {name for name, since in far.items() if now_s - since >= far_hold_s}
     if not ripe:
-        return Pace(behind, pace.suspects), frozenset()
+        return Pace(behind, far, pace.suspects), frozenset()
     guilty, suspects = _at_fault(ripe, pulls, pace.suspects)
     # Below and beside them the stream is another one now.
     return Pace(suspects=suspects), frozenset(guilty)
 
 
-def _is_behind(pull: Pull, pulls: Mapping[str, Pull], middle: int, *, known: bool) -> bool:
+def _is_behind(pull: Pull, pulls: Mapping[str, Pull], middle: int, share: float) -> bool:
     if pull.progress >= NEARLY_DONE:
         return False
     above = [pulls[name].rate_bps if name in pulls else middle for name in pull.parents]
-    return bool(above) and pull.rate_bps < (ABOVE if known else BELOW) * min(above)
+    return bool(above) and pull.rate_bps < share * min(above)
 
 
 def _at_fault(

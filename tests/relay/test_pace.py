@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.swarm.relay_pace import HOLD_S, Pace, Pull, judge
+from distrib.swarm.relay_pace import FAR_HOLD_S, HOLD_S, Meter, Pace, Pull, judge
 
 
 def chain(*rates_bps: int, progress: float = 0.4) -> dict[str, Pull]:
@@ -29,6 +31,33 @@ def test_the_slow_node_is_named_and_not_those_behind_it() -> None:
     found = watch(*[chain(100, 100, 25, 25, 25)] * 8)
     assert found[:6] == [frozenset()] * 6
     assert found[6] == {"n2"}
+
+
+def fresh(pulls: dict[str, Pull], *, but: str = "") -> dict[str, Pull]:
+    """The same, by what was received between two new reports."""
+    return {name: replace(pull, fresh=name != but) for name, pull in pulls.items()}
+
+
+def test_who_is_far_slower_by_new_reports_is_named_at_the_third_look() -> None:
+    found = watch(*[fresh(chain(100, 100, 25, 25, 25))] * 3)
+    assert found == [frozenset(), frozenset(), {"n2"}]
+    # A half is not far less: that may be a report that is a second older than the other's.
+    assert not any(watch(*[fresh(chain(100, 100, 50, 50))] * 5))
+
+
+def test_below_a_parent_that_has_gone_silent_nobody_is_named_so_soon() -> None:
+    assert not any(watch(*[fresh(chain(100, 100, 0, 0), but="n1")] * 5))
+
+
+def test_a_meter_says_what_came_between_two_reports() -> None:
+    meter = Meter(1000, 10.0, 50.0)
+    assert meter.read(1000, 10.0, now_s=51.0) is meter
+    assert meter.read(1500, 10.3, now_s=51.0) is meter
+    after = meter.read(3000, 12.0, now_s=52.0)
+    assert (after.rate_bps, after.heard_s) == (1000, 52.0)
+    # Begun anew, or the node's clock was set back: no rate.
+    assert after.read(500, 13.0, now_s=53.0).rate_bps is None
+    assert after.read(4000, 3.0, now_s=53.0).rate_bps is None
 
 
 def test_a_pause_of_seconds_is_none() -> None:
@@ -72,14 +101,14 @@ def test_the_end_of_a_pull_is_left_alone() -> None:
     assert not any(watch(*[chain(100, 10, progress=0.99)] * 12))
 
 
-@given(st.lists(st.integers(0, 1000), max_size=12), st.floats(0.1, 4.0))
+@given(st.lists(st.integers(0, 1000), max_size=12), st.floats(0.1, 4.0), st.booleans())
 def test_nobody_is_named_before_the_time_and_nobody_unknown(
-    rates: list[int], every_s: float
+    rates: list[int], every_s: float, new: bool
 ) -> None:
-    pulls = chain(*rates)
+    pulls = fresh(chain(*rates)) if new else chain(*rates)
     pace, began_s = Pace(), 0.0
     for turn in range(8):
         pace, guilty = judge(pace, pulls, now_s=began_s + turn * every_s)
         assert guilty <= pulls.keys()
-        if turn * every_s < HOLD_S:
+        if turn * every_s < (FAR_HOLD_S if new else HOLD_S):
             assert not guilty
