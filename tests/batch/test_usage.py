@@ -7,9 +7,6 @@ from pathlib import Path
 from agent.hooks.gridengine.usage import add_guests, with_guests
 
 OURS = (
-    "exit_status=3\nru_utime=0.210000\nru_stime=0.1\n"
-    "ru_maxrss=20000\nru_inblock=8\nru_oublock=0\n"
-)
     "exit_status=3\nru_utime=0.210000\nru_stime=0.1\nru_maxrss=20000\nru_inblock=8\nru_oublock=0\n"
 )
 RUN = {
