@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -192,13 +193,15 @@ class Reporter:
             moving["links"] = links_of(
                 transfer.samples, lambda address: puller.node_at(record.infohash, address)
             )
+            failures = Counter(transfer.hash_failures)
+            failures.update(running.bad_peers if running else {})
             moving["bad_peers"] = tuple(
                 BadPeer(
                     address=address,
                     node=puller.node_at(record.infohash, address),
                     hash_failures=count,
                 )
-                for address, count in sorted(transfer.hash_failures.items())[:64]
+                for address, count in sorted(failures.items())[:64]
             )
         return ImageReport(
             identifier=record.identifier,

@@ -3,10 +3,11 @@
 `pair`: one file from one sshd of this machine, unshaped, by `scp` and as pieces through
 `serve-pieces` and its client, both with the cipher named, turn about, both into a file on tmpfs.
 Ours is not hashed here: a pull has libtorrent do that. `ours_over_scp` is the ratio of rates of the
-better half of the rounds. Parts over shaped links, with as many sshd as nodes, have their place in
-``PARTS``.
+better half of the rounds. `farm` and `faults`: whole agents over shaped links, with as many sshd as
+nodes (benchmarks/tsunami_farm.py).
 
     benchmarks/tsunami.py [pair] [--size-mb 512] [--rounds 6] [--json]
+    benchmarks/tsunami.py farm faults [--nodes 16] [--size-mb 64] [--rate-mbit 20] [--json]
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from agent.serving_pieces import key_line  # noqa: E402
 from agent.socket.caller import Caller  # noqa: E402
 from agent.socket.server import Args, Send, SocketServer  # noqa: E402
+from benchmarks.tsunami_farm import farm, faults  # noqa: E402
 from distrib.swarm.torrent import piece_bytes_for  # noqa: E402
 from distrib.tsunami.client import COMMAND, PieceClient  # noqa: E402
 from distrib.tsunami.protocol import Piece, bitmap  # noqa: E402
@@ -114,11 +116,12 @@ def by_scp(sshd: Sshd, key: Path, cipher: str, file: Path, known: Path) -> float
 
 def pair(given: argparse.Namespace) -> dict[str, Any]:
     """Ours against scp, with each cipher."""
-    piece_bytes = piece_bytes_for(given.size_mb * MIB)
+    size_mb = given.size_mb or 512
+    piece_bytes = piece_bytes_for(size_mb * MIB)
     place = Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
         file = place / "image"
-        file.write_bytes(os.urandom(MIB) * given.size_mb)
+        file.write_bytes(os.urandom(MIB) * size_mb)
         whole, limited = make_key(place / "whole"), make_key(place / "limited")
         with running(place / "host") as sshd, lending(place / "sock", file, piece_bytes):
             sshd.admit(public(whole))
@@ -129,9 +132,9 @@ def pair(given: argparse.Namespace) -> dict[str, Any]:
             for cipher in CIPHERS:
                 ours, scp = [], []
                 for _ in range(given.rounds):
-                    scp.append(given.size_mb / by_scp(sshd, whole, cipher, file, known))
+                    scp.append(size_mb / by_scp(sshd, whole, cipher, file, known))
                     took_s = by_pieces(sshd, limited, cipher, file, piece_bytes)
-                    ours.append(given.size_mb / took_s)
+                    ours.append(size_mb / took_s)
                 best = [mean(sorted(one)[given.rounds // 2 :]) for one in (ours, scp)]
                 rows.append(
                     {
@@ -143,16 +146,22 @@ def pair(given: argparse.Namespace) -> dict[str, Any]:
                 )
     finally:
         shutil.rmtree(place)
-    return {"size_mb": given.size_mb, "piece_bytes": piece_bytes, "ciphers": rows}
+    return {"size_mb": size_mb, "piece_bytes": piece_bytes, "ciphers": rows}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"pair": pair}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "pair": pair,
+    "farm": farm,
+    "faults": faults,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
-    parser.add_argument("--size-mb", type=int, default=512)
+    parser.add_argument("--size-mb", type=int, help="512 for a pair, else 64")
+    parser.add_argument("--nodes", type=int, default=16)
+    parser.add_argument("--rate-mbit", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -160,6 +169,9 @@ def main() -> None:
     if given.json:
         print(json.dumps(found))
         return
+    for name in ("farm", "faults"):
+        for key, value in found.get(name, {}).items():
+            print(f"{name} {key}: {value}")
     for row in found.get("pair", {}).get("ciphers", ()):
         print(
             f"{row['cipher']:24} ours {row['ours_mib_s']:7.1f} MiB/s, scp"

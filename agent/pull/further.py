@@ -72,6 +72,7 @@ class Pulled:
     standing: Callable[[], tuple[NodeReason | None, str]] = lambda: (None, "")
     knows_hashes: Callable[[], bool] = lambda: True
     learn: Callable[[bytes], Awaitable[None]] = _nothing_to_learn
+    bad_peers: Counter[str] = field(default_factory=Counter)
     lost: Callable[[ParentLost], None] = lambda _: None
     ask: Callable[[int, NodeReason], None] = lambda _missing, _why: None
     deadline_s: Callable[[], float | None] = lambda: None

@@ -74,7 +74,7 @@ class OverSsh:
             return
         plan = self.plan()
         self._source = source = TsunamiSource(
-            plan, self._access, on_parent_lost=self._pulled.lost, on_bad_peer=_named
+            plan, self._access, on_parent_lost=self._pulled.lost, on_bad_peer=self._named
         )
         bringing = asyncio.create_task(source.bring(sink), name="over SSH")
         try:
@@ -87,6 +87,10 @@ class OverSsh:
         finally:
             bringing.cancel()
             await asyncio.gather(bringing, return_exceptions=True)
+
+    def _named(self, peer: Peer, why: str) -> None:
+        self._pulled.bad_peers[peer.address] += 1
+        log.warning("bad-peer", peer=peer.node, address=peer.address, transport=self.name, why=why)
 
     async def _learn(self) -> None:
         pulled = self._pulled
@@ -106,7 +110,3 @@ class OverSsh:
 
 def _served(peers: Sequence[Peer]) -> tuple[Peer, ...]:
     return tuple(peer for peer in peers if peer.ssh_port and peer.host_keys)
-
-
-def _named(peer: Peer, why: str) -> None:
-    log.warning("bad-peer", peer=peer.node, address=peer.address, transport="tsunami", why=why)

@@ -199,6 +199,12 @@ class HttpMaker:
         images = [WebImage(url, self._connected) for url in pulled.means().web_seeds]
         return _First(self.name, images, pulled) if images else None
 
+    async def close(self) -> None:
+        """End the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
     def _connected(self) -> httpx.AsyncClient:
         if self._client is None:
             ca, cert, key = self._files

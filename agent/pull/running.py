@@ -68,7 +68,7 @@ class RunningPull:
         self._parts = parts
         self._plan = plan
         self._means = means or Means(plan)
-        self.brought: Counter[str] = Counter()
+        self.brought, self.bad_peers = Counter[str](), Counter[str]()
         self._children = children
         self._caps = caps
         self._deadline_s = deadline_s
@@ -87,7 +87,6 @@ class RunningPull:
 
     @property
     def text(self) -> str:
-        """The same in words."""
         return self._standing[1]
 
     @property
@@ -318,6 +317,7 @@ class RunningPull:
             standing=self._swarm_standing,
             knows_hashes=lambda: self._parts.torrents.with_layers(self.image) is not None,
             learn=self._learn,
+            bad_peers=self.bad_peers,
             lost=lambda lost: self._parts.on_parent_lost(self.image.infohash, lost),
             ask=lambda missing, why: self._parts.on_tokens_wanted(
                 TokensWanted(infohash=self.image.infohash, missing_pieces=missing, reason=why)

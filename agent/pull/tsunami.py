@@ -250,8 +250,8 @@ class TsunamiSource:
             room.release()
         session.bad += 1
         session.have[piece.index] = 0
+        self._on_bad_peer(session.peer, f"piece {piece.index} failed its hash")
         if session.bad == BAD_MAX:
-            self._on_bad_peer(session.peer, f"{session.bad} pieces failed their hash")
             self._close(session)
             address = session.peer.address
             self._step(machine.on_banned(self._state, address, now_s=self._now_s()))
