@@ -190,7 +190,7 @@ class _NoUpkeep:
     table: ClassVar[dict[str, Any]] = {}
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 20) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 60) -> None:
     """What another task brings about."""
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110 - nobody tells of it
