@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.cache.holders import alive, holder_as_dict, parse_holder
+from agent.hooks.fault import of_node
 from agent.hooks.gridengine.names import (
     IMAGE_VARIABLE,
     MEMORY_VARIABLE,
@@ -17,13 +18,7 @@ from agent.hooks.gridengine.names import (
     job_id,
 )
 from agent.hooks.hook import Job
-from distrib.errors import DistribError, ExitStatus, OperatorError
-
-_NODES = frozenset(
-    {ExitStatus.BUG, ExitStatus.NO_SPACE, ExitStatus.UNREACHABLE, ExitStatus.TIMED_OUT}
-)
-_OF_NODES = frozenset({"not-ready", "site-list-stale", "tool-missing", "config-invalid"})
-"""Faults that another node may not have; all others are the job's, and no node will do."""
+from distrib.errors import DistribError, OperatorError
 
 
 class GridEngineHook:
@@ -82,5 +77,4 @@ class GridEngineHook:
         """0, 99 (run it again) or 100 (no node will do): all else puts a queue in state E."""
         if error is None:
             return 0
-        of_node = error.exit_status in _NODES or error.code in _OF_NODES
-        return REQUEUE if of_node else REFUSE
+        return REQUEUE if of_node(error) else REFUSE
