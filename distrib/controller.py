@@ -110,6 +110,7 @@ class Controller:
                 rollouts=self._rollouts,
                 farm=self._farm,
                 node_changed=self._node_changed,
+                handlers=settings.events.handlers,
             )
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
 from distrib.api.access import Admin, Use, Viewer
@@ -13,6 +13,7 @@ from distrib.api.views import time_text
 from distrib.db.intake_models import DeliveryState, Event, EventDelivery
 from distrib.db.outbox import EventType
 from distrib.events.records import Wanted, list_events, retry, show_event
+from distrib.events.replay import replay
 
 router = APIRouter(tags=["events"])
 
@@ -58,6 +59,21 @@ def retry_event(number: RowNumber, body: Retry, services: Use, actor: Admin) -> 
             session, number, handler=body.handler, at=services.clock(), actor=actor.name
         )
     return _full_view(found, deliveries)
+
+
+@router.post("/events/replay/{handler}")
+def replay_events(
+    handler: Annotated[str, Path(max_length=64)], services: Use, actor: Admin
+) -> dict[str, Any]:
+    """Tell one handler of everything that is on the site list now."""
+    with services.database.transaction() as session:
+        told = replay(session, handler, services.handlers, at=services.clock(), actor=actor.name)
+    return {
+        "handler": told.handler,
+        "images": list(told.images),
+        "first": told.first,
+        "last": told.last,
+    }
 
 
 def _view(event: Event, deliveries: list[EventDelivery]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from distrib.bus.messages import Caps
 from distrib.catalogue.catalogue import Catalogue
 from distrib.catalogue.clock import Clock, utc_now
 from distrib.db.session import Database
+from distrib.events.settings import HandlerSettings
 from distrib.rollout.wanting import Wish
 
 Document = Mapping[str, Any]
@@ -106,7 +107,8 @@ class FarmService(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """What ``create_app`` needs. ``node_changed`` is told whose inventory has changed."""
+    """What ``create_app`` needs. ``node_changed`` is told whose inventory has changed;
+    ``handlers``: of events."""
 
     database: Database
     catalogue: Catalogue
@@ -114,3 +116,4 @@ class Services:
     farm: FarmService
     clock: Clock = utc_now
     node_changed: Callable[[str], None] = lambda _name: None
+    handlers: Sequence[HandlerSettings] = ()

@@ -65,6 +65,25 @@ def retry(*, number: int, handler: str | None, as_json: bool) -> None:
     _print(document, as_json=as_json)
 
 
+@event.command("replay")
+@click.argument("handler", metavar="HANDLER")
+@json_option
+def replay(*, handler: str, as_json: bool) -> None:
+    """Tell one handler of everything that is approved now, e.g. one that is new."""
+    with connected() as client:
+        document = client.post(path_of("events", "replay", handler), {})
+    if as_json:
+        print_json(document)
+        return
+    images = document["images"]
+    print_line(
+        f"{handler} is told of {len(images)} images: events {document['first']} to"
+        f" {document['last']}"
+    )
+    for image in images:
+        print_line(f"  {image}")
+
+
 def _print(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(document)

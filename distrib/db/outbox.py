@@ -30,6 +30,7 @@ RUN_VARIABLE = "VMCATCHER_EVENT_UUID_SESSION"
 INFOHASH_VARIABLE = "DISTRIB_EVENT_INFOHASH"
 LIST_SHA512_VARIABLE = "DISTRIB_EVENT_LIST_SHA512"
 REPLACED_BY_VARIABLE = "DISTRIB_EVENT_REPLACED_BY"
+REPLAYED_FOR_VARIABLE = "DISTRIB_EVENT_REPLAYED_FOR"
 
 # Controls, formats (also the marks that reverse the reading order), surrogates, line separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -90,14 +91,18 @@ def emit(
     *,
     image: Image | None = None,
     list: str | None = None,
+    only_for: str | None = None,
 ) -> Event:
-    """Queue an event in the caller's transaction; ``list`` is a list's UUID.
+    """Queue an event in the caller's transaction; ``list`` is a list's UUID, ``only_for`` the one
+    handler that is told.
 
     The caller holds the lock on the image's row, so events of an image have the order of its
     changes. Outside of ``one_run`` it is a run of its own.
     """
     environment = {"VMCATCHER_EVENT_TYPE": str(type), RUN_VARIABLE: _run.get() or str(uuid.uuid4())}
     subject = list or ""
+    if only_for:
+        environment[REPLAYED_FOR_VARIABLE] = only_for
     if list:
         environment["VMCATCHER_EVENT_IL_DC_IDENTIFIER"] = list
     if image is not None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from distrib.db.counters import set_to, value_of
 from distrib.db.intake_models import DeliveryState, Event, EventDelivery
 from distrib.db.models import Counter
-from distrib.db.outbox import REPLACED_BY_VARIABLE, RUN_VARIABLE
+from distrib.db.outbox import REPLACED_BY_VARIABLE, REPLAYED_FOR_VARIABLE, RUN_VARIABLE
 from distrib.db.session import Database
 from distrib.events.order import Waiting, next_of
 from distrib.events.process import Ended
@@ -121,13 +121,19 @@ class Queue:
         told = exists().where(
             EventDelivery.event == Event.id, EventDelivery.handler == handler.name
         )
-        query = select(Event.id, Event.environment[REPLACED_BY_VARIABLE].as_string()).where(
-            Event.id > value_of(session, _told(handler)), ~told
-        )
+        query = select(
+            Event.id,
+            Event.environment[REPLACED_BY_VARIABLE].as_string(),
+            Event.environment[REPLAYED_FOR_VARIABLE].as_string(),
+        ).where(Event.id > value_of(session, _told(handler)), ~told)
         if handler.types:
             query = query.where(Event.type.in_([str(one) for one in handler.types]))
         rows = session.execute(query.order_by(Event.id)).all()
-        return [event for event, replaced_by in rows if handler.versions or not replaced_by]
+        return [
+            event
+            for event, replaced_by, replayed_for in rows
+            if (handler.versions or not replaced_by) and replayed_for in {None, handler.name}
+        ]
 
     def _passed(self, session: Session, handler: HandlerSettings, before: datetime) -> int:
         """The newest event that can have no older one to come; 0 if the handler has passed it."""

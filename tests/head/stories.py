@@ -30,6 +30,7 @@ from distrib.db.models import Node, Role
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url
 from distrib.errors import NotFound
+from distrib.events.settings import HandlerSettings
 from distrib.rollout.wanting import Wish
 from distrib.trust.directory import load_trust_directory
 from distrib.trust.names import slash_form
@@ -272,7 +273,12 @@ def open_head(
     )
     rollouts = Rollouts(database)
     services = Services(
-        database=database, catalogue=catalogue, rollouts=rollouts, farm=None, clock=clock
+        database=database,
+        catalogue=catalogue,
+        rollouts=rollouts,
+        farm=None,
+        clock=clock,
+        handlers=(HandlerSettings(name="glance", command="true"),),
     )
     return Head(state_dir, pki, clock, database, catalogue, rollouts, services, published)
 

@@ -241,3 +241,22 @@ def test_an_operator_sees_what_was_given_up_and_retries_it(
     status, out = run("event", "retry", given_up, "--json")
     assert json.loads(out)["deliveries"][0]["state"] == "queued"
     assert run("event", "retry", given_up, "--handler", "mail")[0] == 4
+
+
+def test_a_handler_that_is_new_is_told_of_what_is_there(
+    served: Head, endorser: Endorser, run: Callable[..., tuple[int, str]]
+) -> None:
+    mark: list[int] = []
+    approve(served, endorser.sign(entry(OLD)), OLD, "1.0.0")
+    since(served, mark)
+    with served.http(served.token(Role.VIEWER)) as viewer:
+        assert viewer.post("/events/replay/glance", json={}).status_code == 403
+    status, out = run("event", "replay", "glance", "--json")
+    told = json.loads(out)
+    assert (status, told["handler"], told["images"]) == (0, "glance", [f"{WORKER}@1.0.0"])
+    assert since(served, mark) == within("AvailablePrefix 1.0.0", "AvailablePostfix 1.0.0")
+    assert mark[-4:] == [*range(told["first"], told["last"] + 1)]
+    assert served.actions()[-1] == "events-replayed"
+    assert run("event", "replay", "mail")[0] == 4
+    status, out = run("event", "replay", "glance")
+    assert (status, out.splitlines()[1]) == (0, f"  {WORKER}@1.0.0")
