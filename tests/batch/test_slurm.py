@@ -140,7 +140,7 @@ def test_a_node_without_an_interpreter_holds_the_job_and_is_not_drained(cluster:
     python.rename(moved)
     try:
         cluster.master.run("scontrol", "release", job)
-        eventually("it is held", lambda: "Held" in cluster.job(job)["Reason"], limit_s=120)
+        eventually("it is held", lambda: "held" in cluster.job(job)["Reason"].lower(), limit_s=120)
     finally:
         moved.rename(python)
     told = cluster.output(job)
