@@ -3,7 +3,7 @@ namespace each. `last_over_bound`: the last node's time over what one link needs
 
 `farm`: a rollout over SSH, one over BitTorrent, and whole files by `scp` in a tree in which who has
 the file sends it to one other at a time, in the same run. `faults`: a rollout over SSH as it is;
-one with a node below the seeder that spoils one in a hundred of the pieces that it sends, and is to be
+one with a node below the seeder that spoils one of a hundred pieces that it sends, and is to be
 named; one in which the node that is ahead dies, agent and sshd, with a third of the image.
 """
 

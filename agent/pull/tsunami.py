@@ -158,6 +158,8 @@ class TsunamiSource:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(complete, *tasks, return_exceptions=True)
+            # Of these, those that close.
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._sink = None
             self._threads.shutdown(wait=False)
 
@@ -301,8 +303,8 @@ class TsunamiSource:
             for one in self._open()
         ]
 
-    def _in_thread(self, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+    async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     def _spawn(self, work: object, name: str) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]

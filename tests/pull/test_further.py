@@ -39,7 +39,10 @@ def test_what_is_ordered_runs_and_auto_helps_while_the_swarm_brings_nothing() ->
     assert by_transport(standing(Transport.SWARM, tokens=(grant,))) == {"tsunami"}
     assert by_transport(standing(Transport.TSUNAMI)) == {"tsunami", "path"}
     assert not by_transport(standing(Transport.AUTO, silent_s=1))
-    stalled_s, everything = further.STALLED_S, grant.model_copy(update={"transport": "auto"})
+    stalled_s, everything = (
+        further.STALLED_S,
+        grant.model_copy(update={"transport": Transport.AUTO}),
+    )
     assert by_transport(standing(Transport.AUTO, silent_s=stalled_s)) == {"path"}
     leave = (everything,)
     assert by_transport(standing(Transport.AUTO, silent_s=stalled_s, tokens=leave)) == set(KINDS)

@@ -123,6 +123,7 @@ def _sshd(directory: Path, host: Host, host_key: Path, line: str) -> subprocess.
         "PasswordAuthentication no",
         "PermitRootLogin yes",
         "MaxStartups 100",
+        "Subsystem sftp internal-sftp",
     )
     config = directory / "sshd_config"
     config.write_text("\n".join(settings) + "\n")
