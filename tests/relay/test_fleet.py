@@ -165,7 +165,16 @@ async def test_one_old_agent_makes_it_a_chain(make_farm: MakeFarm) -> None:
     assert all(image.stripes == 1 for told in farm.told.values() for image in told.images)
 
 
-async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(make_farm: MakeFarm) -> None:
+@pytest.mark.parametrize(
+    ("usual_bps", "seconds_to_wait"),
+    [
+        pytest.param(100_000_000, range(3, 5), id="by-what-came-between-reports"),
+        pytest.param(2_500_000, range(6, 9), id="by-the-mean-where-few-pieces-come"),
+    ],
+)
+async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(
+    make_farm: MakeFarm, usual_bps: int, seconds_to_wait: range
+) -> None:
     farm = make_farm(16)
     for name in farm.names:
         farm.say(name)
@@ -174,16 +183,14 @@ async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(make_farm: Ma
     told: set[str] = set()
     seconds = 0
     while not told:
+        assert seconds <= seconds_to_wait[-1]
         for n, name in enumerate(farm.names):
-            slow = n >= 5
-            farm.report(
-                name, rate_bps=25_000_000 if slow else 100_000_000, bytes_done=seconds << 20
-            )
+            rate_bps = usual_bps // 4 if n >= 5 else usual_bps
+            farm.report(name, rate_bps=rate_bps, bytes_done=seconds * rate_bps)
         farm.state.time_passed()
         told = await farm.settle()
         farm.now += timedelta(seconds=1)
         seconds += 1
-        assert seconds < 12
-    assert seconds > 5
+    assert seconds - 1 in seconds_to_wait
     assert farm.parents("wn0006") == ["wn0004"]
     assert farm.parents("wn0005") == ["wn0015"]
