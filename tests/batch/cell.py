@@ -129,6 +129,14 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
     def execd_pid(self, host: BedHost) -> int:
         return int(host.path(SPOOL / "execd" / host.name / "execd.pid").read_text())
 
+    def restart_execd(self, host: BedHost) -> None:
+        """In order; jobs run on."""
+        pid = str(self.execd_pid(host))
+        host.run("kill", "-TERM", pid)
+        there = ("kill", "-0", pid)
+        eventually("execd has ended", lambda: host.run(*there, check=False).returncode != 0)
+        self.start_execd(host)
+
     def submit(
         self, *arguments: str, script: str, user: str = USER, **options: Any
     ) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -116,6 +117,13 @@ class Site:
                 name = line.split()[0]
             hosts[name] = hosts.get(name, "") + line
         return {host for host, text in hosts.items() if image_id(image.identifier) in text}
+
+    def runs(self, job: str) -> list[dict[str, Any]]:
+        """What the nodes' run logs say of a job's ended guests."""
+        files = (file for node in self.nodes for file in node.directory.glob("state/runlog/*"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        names = {f"gridengine:{job}", f"gridengine:{job}.1"}
+        return [line for line in lines if line["event"] == "end" and line["job"] in names]
 
     def left(self) -> dict[str, list[str]]:
         """What jobs have left on the nodes: nothing, once they are over."""

@@ -10,26 +10,21 @@ from typing import Any
 
 import pytest
 
+from agent.hooks.gridengine.names import image_id
 from tests.batch.bed import BedHost
 from tests.batch.product import PREFIX
 from tests.batch.site import AGENT, BedNode, Site
 from tests.farm.process import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("nothing_left"),
+]
 
 SLIDE = "cat /proc/cpuinfo; free\n"
 IMAGE = ("-ac", "vm_name=ccin2p3")
 ENDLESS = "echo started; while :; do echo tick; sleep 0.2; done\n"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(grid: Site) -> Iterator[None]:
-    """No job leaves a guest, an instance or a lease behind, nor a queue in an error state."""
-    yield
-    # Of a test that has failed: the next one is not to suffer for it.
-    grid.cell.admin("qdel", "-u", "*", check=False)
-    eventually("nothing is left", lambda: grid.left() == {}, limit_s=90)
-    assert set(grid.cell.states().values()) == {""}
 
 
 def refusal(grid: Site, *arguments: str) -> str:
@@ -48,6 +43,11 @@ def test_the_case_of_the_slides(grid: Site) -> None:
     assert total is not None
     assert 1_990_000 < int(total[1]) < 2_097_152
     assert grid.cell.errors(job) == ""
+    (accounted,) = grid.cell.accounted(job)
+    (run,) = grid.runs(job)
+    # The client's own share of it is a fraction of a second, and no disk.
+    assert float(accounted["ru_utime"].rstrip("s")) >= round(run["cpu_s"], 2) > 1
+    assert int(accounted["ru_inblock"]) >= run["read_bytes"] // 512 > 0
 
 
 def test_an_image_nobody_approved_is_refused_at_submission(grid: Site) -> None:
@@ -69,10 +69,11 @@ def test_an_array_in_a_hostile_environment_and_a_job_that_names_no_image(grid: S
         (evil / name).chmod(0o755)
     hostile = "PATH=/tmp/evil,PYTHONPATH=/tmp/evil,PYTHONHOME=/tmp/evil,VM_IMG=forged,VM_MEM_MIB=9"
     script = 'echo "$(hostname) $VM_IMG $SGE_TASK_ID"; exit $SGE_TASK_ID\n'
-    array = grid.cell.qsub("-q", "virt", "-t", "1-2", *IMAGE, "-v", hostile, script=script)
+    array = grid.cell.qsub("-q", "virt@wn1", "-t", "1-2", *IMAGE, "-v", hostile, script=script)
     plain = grid.cell.qsub(
         "-q", "virt", "-v", "VM_IMG=ccin2p3", script='hostname; echo "=$VM_IMG"\n'
     )
+    eventually("two guests at once on a node", lambda: len(grid.domains("wn1")) == 2)
     grid.cell.wait(plain)
     assert grid.cell.output(plain) in {"wn1\n=\n", "wn2\n=\n"}
     grid.cell.wait(array)
@@ -95,8 +96,9 @@ def test_a_running_job_is_suspended_resumed_and_deleted(grid: Site) -> None:
     before = len(grid.cell.output(job))
     eventually("it writes on", lambda: len(grid.cell.output(job)) > before)
     # What is changed later than the JSV has looked would be nobody's to check.
-    altered = grid.cell.admin("qalter", "-ac", "vm_name=evil", job, check=False)
-    assert "jsv_allowed_mod" in altered.stdout + altered.stderr
+    for change in (("-ac", "vm_name=evil"), ("-v", "VM_IMG=evil"), ("-l", "vmem=64M")):
+        altered = grid.cell.admin("qalter", *change, job, check=False)
+        assert "jsv_allowed_mod" in altered.stdout + altered.stderr
     grid.cell.qdel(job)
 
 
@@ -111,18 +113,45 @@ def without_interpreter(host: BedHost) -> Iterator[None]:
         moved.rename(python)
 
 
-@pytest.mark.long
 def test_a_node_without_an_interpreter_holds_the_job_and_keeps_its_queue(grid: Site) -> None:
     job = grid.cell.qsub("-q", "virt@wn1", "-h", *IMAGE, script="hostname\n")
     with without_interpreter(grid.bed.head):
         grid.cell.admin("qrls", job)
-        grid.cell.becomes_held(job, limit_s=180)
+        grid.cell.becomes_held(job, limit_s=90)
         assert set(grid.cell.states().values()) == {""}
         told = grid.cell.errors(job)
         assert told.count(f"{PREFIX}/bin/python is not there") >= 3
         assert f"attempt 3 of 3 of job {job}.1 failed here: it is held" in told
-    grid.cell.admin("qmod", "-cj", job)
+    # It does, and ends with 1 for a job that was requeued.
+    grid.cell.admin("qmod", "-cj", job, check=False)
     grid.cell.wait(job)
+    assert grid.cell.output(job) == "guest\n"
+
+
+def test_an_image_on_no_host_comes_while_its_job_is_queued(grid: Site) -> None:
+    image = grid.bring(alias="wanted")
+    job = grid.cell.qsub("-q", "virt", "-ac", "vm_name=wanted", script="hostname\n")
+    told = grid.cell.admin("qstat", "-j", job).stdout
+    assert re.search(rf"hard resource_list:.*vm_images=\*\+{image_id(image.identifier)}\+\*", told)
+    grid.cell.wait(job, limit_s=90)
+    assert grid.cell.output(job) == "guest\n"
+    assert grid.cell.errors(job) == ""
+    (accounted,) = grid.cell.accounted(job)
+    assert grid.node(accounted["hostname"]).state(image) in {"ready", "leased"}
+
+
+@pytest.mark.long
+def test_a_job_that_no_host_may_take_yet_can_tell_why(grid: Site) -> None:
+    node = grid.node("wn1")
+    node.kill()
+    shown = ("qhost", "-h", "wn1", "-F", "vm_ready")
+    eventually("it is known", lambda: "vm_ready=0" in grid.cell.admin(*shown).stdout, limit_s=60)
+    job = grid.cell.qsub("-q", "virt@wn1", *IMAGE, script="hostname\n")
+    why = grid.cell.admin("qalter", "-w", "p", job, check=False).stdout
+    assert 'cannot run at host "wn1" because it offers only hl:vm_ready=false' in why
+    assert grid.cell.state(job) == "qw"
+    node.start()
+    grid.cell.wait(job, limit_s=90)
     assert grid.cell.output(job) == "guest\n"
 
 
@@ -210,17 +239,29 @@ def test_jobs_go_where_their_image_is_and_on_when_that_is_full(grid: Site) -> No
 
 
 @pytest.mark.long
-def test_a_denied_image_is_refused_and_a_queued_job_of_it_held(grid: Site) -> None:
-    other = grid.bring(alias="doomed", nodes="wn1,wn2")
-    queued = grid.cell.qsub("-q", "virt", "-h", "-ac", "vm_name=doomed", script="hostname\n")
-    grid.farm.distrib("image", "deny", other.ref, "--reason", "a hole")
-    eventually("the node knows", lambda: grid.node("wn1").state(other) == "blocked")
-    eventually("the node knows", lambda: grid.node("wn2").state(other) == "blocked")
-    assert "doomed" in refusal(grid, "-ac", "vm_name=doomed")
-    grid.cell.admin("qrls", queued)
-    grid.cell.becomes_held(queued)
-    assert "not on the site list any more" in grid.cell.errors(queued)
-    grid.cell.admin("qdel", queued)
+def test_a_denied_image_is_refused_and_queued_jobs_of_it_held(grid: Site) -> None:
+    here = grid.bring(alias="doomed", nodes="wn1,wn2")
+    eventually("the cell knows", lambda: grid.held_by(here) == {"wn1", "wn2"}, limit_s=60)
+    nowhere = grid.bring(alias="unborn")
+    hold = ("-q", "virt", "-h")
+    jobs = {
+        alias: grid.cell.qsub(*hold, "-ac", f"vm_name={alias}", script="hostname\n")
+        for alias in ("doomed", "unborn")
+    }
+    for image in (here, nowhere):
+        grid.farm.distrib("image", "deny", image.ref, "--reason", "a hole")
+    for node in grid.nodes:
+        eventually("the node knows", lambda node=node: node.state(here) == "blocked")
+    # Also the one that waits for the image to come to a host: none will ever hold it.
+    for alias, job in jobs.items():
+        assert f"image {alias} is not on the site list any more" in refusal(
+            grid, "-ac", f"vm_name={alias}"
+        )
+        grid.cell.admin("qrls", job)
+    for job in jobs.values():
+        grid.cell.becomes_held(job)
+        assert "not on the site list any more" in grid.cell.errors(job)
+        grid.cell.admin("qdel", job)
 
 
 @pytest.mark.long
@@ -264,3 +305,21 @@ def test_the_configuration_is_put_back_as_it_was(grid: Site) -> None:
     assert re.search(r"jsv_allowed_mod +ac,h,i,e,o,j,M,N,p,w", bare)
     hooks("install", *queue)
     assert configuration() == installed
+
+
+@pytest.mark.long
+def test_nothing_is_left_once_hosts_report_no_more(grid: Site) -> None:
+    def remove() -> dict[str, Any]:
+        done = grid.cell.admin(AGENT, "hooks", "gridengine", "remove", "--json", check=False)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    remove()
+    for node in grid.nodes:
+        grid.cell.restart_execd(node.host)
+    eventually("nothing is left", lambda: remove()["left"] == [], limit_s=60, every_s=1)
+    complexes = grid.cell.admin("qconf", "-sc").stdout
+    assert "vm_" not in complexes
+    queue = ("--queue=virt", "--vmem=wn1=6G", "--vmem=wn2=6G")
+    grid.cell.admin(AGENT, "hooks", "gridengine", "install", *queue)
+    eventually("hosts report again", lambda: grid.held_by(grid.image) == {"wn1", "wn2"}, limit_s=60)
