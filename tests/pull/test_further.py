@@ -16,7 +16,7 @@ from agent.pull.pulling import Plan
 from agent.pull.source import PieceSink, Source
 from agent.pull.swarm import SwarmSource
 from distrib.bus.messages import GrantTokens, Transport
-from distrib.errors import NetworkError
+from distrib.errors import NetworkError, TimedOut
 from tests.delta.node import site_image
 from tests.pull.conftest import IMAGE_BYTES, NODE, Published, seeding, session
 
@@ -121,3 +121,104 @@ async def test_a_source_beside_a_swarm_without_bytes_brings_the_image_and_is_cou
     assert maker.made == 2
     assert volume.path.read_bytes() == published.data
     assert brought["path"] > 0.8 * IMAGE_BYTES
+
+
+@dataclass
+class Memory:
+    """A sink that takes whatever it is offered, one piece a turn of the loop."""
+
+    pieces: int
+    infohash: str = "0" * 64
+    piece_bytes: int = 4
+    held: set[int] = field(default_factory=set)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.pieces * self.piece_bytes
+
+    def missing(self) -> list[int]:
+        return [index for index in range(self.pieces) if index not in self.held]
+
+    async def offer(self, index: int, data: bytes) -> bool:
+        await asyncio.sleep(0.02)
+        self.held.add(index)
+        if not self.missing():
+            self.done.set()
+        return True
+
+    async def complete(self) -> None:
+        await self.done.wait()
+
+
+@dataclass
+class Endless:
+    """Makes a source that offers all that is missing."""
+
+    name: str = "tsunami"
+
+    def make(self, pulled: Pulled) -> Source | None:
+        return self
+
+    async def bring(self, sink: PieceSink) -> None:
+        for index in sink.missing():
+            await sink.offer(index, b"1234")
+
+
+async def test_leave_is_asked_for_and_ends_with_its_pieces(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("STALLED_S", "ASK_AGAIN_S", "LOOK_S"):
+        monkeypatch.setattr(further, name, 0.05)
+    granted: list[GrantTokens] = []
+    asked: list[int] = []
+    again = asyncio.Event()
+
+    def ask(missing: int, why: object) -> None:
+        asked.append(missing)
+        if len(asked) == 3:
+            again.set()
+        if len(asked) == 1:
+            leave = GrantTokens(infohash="0" * 64, transport=Transport.TSUNAMI, pieces=10)
+            granted.append(leave)
+
+    source = Further(
+        [Endless()],
+        Pulled(
+            site_image(published.torrent, published.data, "1"),
+            published.info,
+            published.raw_info,
+            means=lambda: Means(transport=Transport.AUTO, tokens=tuple(granted)),
+            ask=ask,
+        ),
+        swarm_bytes=lambda: 0,
+        brought=Counter(),
+    )
+    sink = Memory(200)
+    bringing = asyncio.create_task(source.bring(sink))
+    async with asyncio.timeout(20):
+        await again.wait()
+    bringing.cancel()
+    await asyncio.gather(bringing, return_exceptions=True)
+    assert asked[0] == 200
+    # It is looked at every 50 ms: as many as come in that time may be beyond.
+    assert 10 <= len(sink.held) <= 20
+
+
+async def test_the_deadline_holds_without_a_swarm(published: Published) -> None:
+    now_s = asyncio.get_running_loop().time()
+    source = Further(
+        [],
+        Pulled(
+            site_image(published.torrent, published.data, "1"),
+            published.info,
+            published.raw_info,
+            means=lambda: Means(transport=Transport.TSUNAMI),
+            deadline_s=lambda: now_s + 0.2,
+        ),
+        swarm_bytes=lambda: 0,
+        brought=Counter(),
+    )
+    with pytest.raises(TimedOut, match="deadline"):
+        async with asyncio.timeout(10):
+            await source.bring(Memory(10))
