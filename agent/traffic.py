@@ -31,8 +31,9 @@ FAST_TICK_MS = 20
 """libtorrent hands its quotas out at every tick, and makes a request wait for up to 20 of them."""
 
 SLOW_TICK_MS = 100
-LOWER_EFFORT = 1
-"""DSCP of background traffic (RFC 8622); 0 is best effort."""
+LOWER_EFFORT = 1 << 2
+"""The byte of the IP header for background traffic: DSCP 1 (RFC 8622); 0 is best effort. libtorrent
+calls it a DSCP, and takes the whole byte; a lone low bit is ECN's, and the kernel drops it."""
 
 Way = Literal["download", "upload"]
 WAYS: tuple[Way, ...] = ("download", "upload")
@@ -116,9 +117,14 @@ class HostTraffic:
         return tuple(own_addresses())
 
     def _mark(self) -> None:
-        """New connections of background traffic say so to the network."""
-        images = self._images().values()
-        only = bool(images) and all(one.traffic is Traffic.BACKGROUND for one in images)
+        """Connections that are made while all that is missing is background say so."""
+        held = [transfer for session in self._running() for transfer in session.transfers]
+        missing = {transfer.infohash for transfer in held if not transfer.is_complete}
+        complete = {transfer.infohash for transfer in held} - missing
+        wanted = [image for key, image in self._images().items() if key not in complete]
+        if not wanted:
+            return
+        only = all(image.traffic is Traffic.BACKGROUND for image in wanted)
         dscp = LOWER_EFFORT if only else 0
         if dscp == self._dscp:
             return

@@ -45,7 +45,7 @@ _OTHERS_SHARE = 0.03
 _GROWTH_SHARE_PER_S = 0.25
 _PEAK_S = 2.0
 _UNREAD_S = 0.05
-_UNREAD_BYTES = 600 * 1024
+_UNREAD_BYTES = 400 * 1024
 """What of ours may wait in sockets, as time of the link and at least: what was asked for of a peer
 (distrib/swarm/profile.py) has passed the interface before it is read."""
 

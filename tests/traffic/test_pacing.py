@@ -17,7 +17,7 @@ from distrib.swarm.pacing import (
     spend,
 )
 
-LINK = 1_000_000
+LINK = 6_250_000
 STEP_S = 0.1
 
 
