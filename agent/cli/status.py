@@ -63,8 +63,11 @@ def _line(image: dict[str, Any]) -> str:
     share = f"{100 * image['bytes_done'] // max(image['bytes_total'], 1)} %"
     flags = " active" if image["active"] else ""
     why = f" {image['reason']}: {image['text']}" if image.get("reason") else ""
+    brought = image.get("by_transport", {})
+    ways = ", ".join(f"{_mib(size)} MiB by {name}" for name, size in brought.items())
+    came = f" ({ways})" if ways else ""
     return printable(
-        f"  {image['identifier']}@{image['version']} {image['state']} {share}"
+        f"  {image['identifier']}@{image['version']} {image['state']} {share}{came}"
         f" leases {image['leases']}{flags}{why}"
     )
 

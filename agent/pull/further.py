@@ -195,6 +195,7 @@ class Further:
         if self._pulled.means().transport is Transport.AUTO:
             names = ", ".join(sorted(self._running))
             reason, text = self._went_over
+            reason = reason or NodeReason.STALLED
             return reason, f"the swarm brings nothing ({text or 'no peers'}): over {names} instead"
         for _, source, _ in self._running.values():
             if (reason := getattr(source, "reason", None)) is not None:

@@ -49,6 +49,8 @@ def summary_line(rollout: dict[str, Any]) -> str:
         for way in ("download", "upload")
         if rollout.get(f"{way}_bps")
     )
+    if rollout.get("transport", "swarm") != "swarm":
+        within = ", ".join(filter(None, (within, f"transport {rollout['transport']}")))
     if rollout.get("traffic") == "background":
         within = ", ".join(filter(None, ("in the background", within)))
     rate += f" ({within})" if within else ""
