@@ -161,7 +161,7 @@ async def _serve(asked: dict[str, Any], torrent: bytes) -> None:
                 # that is gone has another in its place. libtorrent would wait for a minute.
                 if parents[at] in transfer.peers or time.monotonic() - asked_s < 1.0:
                     continue
-                at = len(parents) - 1 if transfer.done_bytes else 0
+                at = (at + 1) % len(parents) if transfer.done_bytes else 0
                 transfer.leave(parents[at])
                 transfer.connect(parents[at], PORT)
                 asked_s = time.monotonic()

@@ -35,7 +35,8 @@ def desired(*addresses: str) -> Desired:
         identifier="7cb7a2d5-0f0e-4f43-9a11-3a9f5e0f6c11",
         version="1.0.0",
         infohash="a1" * 32,
-        parents=peers,
+        parents=peers[:1],
+        children=peers[1:],
     )
     return Desired(node="a1", issued_at=NOW, generation=1, images=(image,))
 
@@ -62,8 +63,9 @@ def test_foreign_networks_are_served_where_the_operator_says_so() -> None:
 
 
 def test_without_a_map_only_the_plans_peers_are_served() -> None:
-    zones = zones_of(None, desired("192.0.2.9", "not-an-address"), own=["192.0.2.1"])
+    zones = zones_of(None, desired("192.0.2.9", "192.0.2.2", "not-an-address"), own=["192.0.2.1"])
     assert zones.admits("192.0.2.9")
+    assert zones.admits("192.0.2.2")
     assert not zones.admits("192.0.2.3")
     assert not zones_of(None, None, own=["192.0.2.1"]).admits("192.0.2.9")
 
