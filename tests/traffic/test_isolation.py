@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distrib.swarm.classes import Place, see
+from distrib.swarm.classes import Place, Zones, see
 from distrib.swarm.profile import lan_profile
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import TorrentInfo, info_of
@@ -38,7 +38,7 @@ def leech(own: SwarmSession, published: Published, directory: Path) -> Transfer:
     return own.add(published.info, info_of(published.torrent), directory)
 
 
-def farm(*addresses: str) -> object:
+def farm(*addresses: str) -> Zones:
     return see([Place("r1", "", addresses)], own=[NODE])
 
 
@@ -105,6 +105,36 @@ class Hostile:
             lying.connect(NODE, PORT)
             # libtorrent dials within a second.
             await asyncio.sleep(1.5)
+
+
+async def squat(published: Published, address: str, count: int) -> list[asyncio.StreamWriter]:
+    """Connections to NODE from one address, each with a peer's handshake, that then say nothing."""
+    writers = []
+    for number in range(count):
+        _, writer = await asyncio.open_connection(NODE, PORT, local_addr=(address, 0))
+        infohash = bytes.fromhex(published.info.infohash)[:20]
+        name = f"-XX0000-{number:012d}".encode()
+        # The lone bit says that v2 of the protocol is spoken.
+        writer.write(b"\x13BitTorrent protocol" + bytes(7) + b"\x10" + infohash + name)
+        writers.append(writer)
+    return writers
+
+
+async def test_connections_that_a_local_user_holds_do_not_keep_its_node_out(
+    tmp_path: Path, published: Published
+) -> None:
+    async with session(NODE) as own, session(SEEDER) as agent:
+        own.admit(farm(SEEDER))
+        seeded = own.add(published.info, published.torrent, published.directory, seed=True)
+        squatting = await squat(published, SEEDER, 40)
+        try:
+            await until("they are taken", lambda: SEEDER in seeded.peers)
+            transfer = leech(agent, published, tmp_path / "agent")
+            transfer.connect(NODE, PORT)
+            await until("the node is served", lambda: transfer.is_complete)
+        finally:
+            for writer in squatting:
+                writer.transport.abort()
 
 
 async def test_a_local_user_on_a_nodes_address_gets_only_itself_banned(
