@@ -89,17 +89,14 @@ def test_an_image_is_settled_at_submission(cluster: SlurmSite) -> None:
 
 def test_a_node_that_cannot_lease_says_so_and_is_not_drained(cluster: SlurmSite) -> None:
     job = cluster.sbatch(IMAGE, "--hold", "--open-mode=append", script="#!/bin/sh\nhostname\n")
-    pid = str(cluster.node.pid)
     cluster.node.stop()
     cluster.master.run("scontrol", "release", job)
-    shown = cluster.becomes(job, "PENDING", limit_s=1)
     eventually("it is queued again", lambda: cluster.job(job)["Restarts"] == "1", limit_s=40)
     assert cluster.state() in {"idle", "comp", "mix", "alloc"}
     assert "distrib: agent at /run/distrib/agent.sock" in cluster.output(job)
+    cluster.master.run("scancel", job)
+    cluster.becomes(job, "CANCELLED")
     cluster.node.start()
-    assert str(cluster.node.pid) != pid
-    cluster.becomes(job, "COMPLETED", limit_s=90)
-    assert cluster.output(job).endswith("guest\n"), shown
 
 
 @pytest.mark.long
