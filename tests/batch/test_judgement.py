@@ -105,6 +105,19 @@ def test_the_value_of_a_sensor_stays_below_what_execd_can_hold() -> None:
     assert values(None) == {"vm_ready": "0", IMAGES: "+"}
 
 
+def test_a_sensor_tells_what_is_here_and_draws_the_jobs_of_what_was_withdrawn() -> None:
+    image = {"identifier": UUID, "version": "1.0", "state": "ready", "active": True}
+    coming = image | {"version": "2.0", "state": "pulling", "active": False}
+    status = {"report": {"images": [image, coming]}, "leasable": True, "withdrawn": ["gone"]}
+    assert held_in(f"{IMAGES}={values(status)[IMAGES]}") == {
+        image_id(UUID),
+        image_id(f"{UUID}@1.0"),
+        image_id("gone"),
+    }
+    del status["withdrawn"]
+    assert values(status)["vm_ready"] == "1"
+
+
 def test_a_fault_of_a_node_is_not_the_jobs() -> None:
     hook = GridEngineHook()
     assert hook.exit_status(None) == 0

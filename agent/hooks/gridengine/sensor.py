@@ -22,7 +22,8 @@ def values(status: Mapping[str, Any] | None) -> dict[str, str]:
                 ids.append(image_id(image["identifier"]))
             ids.append(image_id(f"{image['identifier']}@{image['version']}"))
     # Jobs that wait for one that was denied meanwhile would do so for ever: here they are refused.
-    ids += [image_id(one) for one in status["withdrawn"]]
+    # (An agent that still runs from before an upgrade tells none.)
+    ids += [image_id(one) for one in status.get("withdrawn", ())]
     return {READY: "1" if status["leasable"] else "0", IMAGES: images_value(ids)}
 
 
