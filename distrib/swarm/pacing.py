@@ -40,7 +40,7 @@ LINK_SHARE = 0.9
 FLOOR_SHARE = 0.02
 """The background never stops altogether."""
 
-FULL_SHARE = 0.93
+FULL_SHARE = 0.95
 _OTHERS_SHARE = 0.03
 _GROWTH_SHARE_PER_S = 0.25
 _PEAK_S = 2.0
@@ -121,13 +121,14 @@ def at_least(limit_bps: int, bytes_asking: float, elapsed_s: float) -> int:
 @dataclass(frozen=True)
 class Background:
     """The rate of background traffic in one direction of a link. ``others_peak_bps``: the most that
-    others had of late; it fades within seconds. ``total_bps`` and ``others_bps`` are smoothed.
+    others had of late; it fades within seconds. The next three are smoothed.
     ``unread_bytes`` passed the interface and may yet turn out to be ours."""
 
     link_bps: int
     rate_bps: float
     others_peak_bps: float = 0.0
     total_bps: float = 0.0
+    ours_bps: float = 0.0
     others_bps: float = 0.0
     unread_bytes: float = 0.0
 
@@ -145,6 +146,7 @@ def react(before: Background, *, total_bps: float, ours_bps: float, elapsed_s: f
     """The rate after ``elapsed_s`` in which the link carried ``total_bps``, of which ours."""
     link = before.link_bps
     total = _smoothed(before.total_bps, total_bps, elapsed_s)
+    ours = min(_smoothed(before.ours_bps, ours_bps, elapsed_s), total)
     # Ours are counted in bursts, as libtorrent reads them: only what no socket can hold is others'.
     unread = max(before.unread_bytes + (total_bps - ours_bps) * elapsed_s, 0.0)
     left = min(unread, max(_UNREAD_S * link, _UNREAD_BYTES))
@@ -153,12 +155,13 @@ def react(before: Background, *, total_bps: float, ours_bps: float, elapsed_s: f
     peak = max(others, fading)
     room = LINK_SHARE * link - peak
     rate = before.rate_bps
-    if total > FULL_SHARE * link and others > _OTHERS_SHARE * link:
-        # What others get of a full link is no measure of what they want.
+    if total > FULL_SHARE * link and total - ours > _OTHERS_SHARE * link:
+        # What others get of a full link is no measure of what they want. Ours alone do not fill
+        # one: it is not waited for until no socket could hold the rest.
         rate = min(rate / 2, room)
     elif rate > room:
         rate = room
     elif total - others > _USED * rate:
         rate = min(rate + _GROWTH_SHARE_PER_S * link * elapsed_s, room)
     rate = min(max(rate, before.floor_bps), LINK_SHARE * link)
-    return Background(link, rate, peak, total, others, left)
+    return Background(link, rate, peak, total, ours, others, left)
