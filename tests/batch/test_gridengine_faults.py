@@ -14,7 +14,7 @@ from tests.farm.process import eventually
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(400),
     pytest.mark.usefixtures("nothing_left"),
 ]
 
@@ -34,7 +34,7 @@ class Victim:
 
     def runs(self) -> None:
         """Wait until its guest says so."""
-        self.grid.cell.says(self.job, "up")
+        self.grid.cell.says(self.job, "up", limit_s=150)
 
 
 @contextmanager
