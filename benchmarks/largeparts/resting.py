@@ -5,8 +5,9 @@ A farm of one node: `distrib up` (broker, controller, seeder) and an agent, on l
 whose torrents have as many piece hashes as ones without holes, since these are what stays in
 memory. Nothing is hashed or sent: what a seeder's store and a node's state hold after a publication
 and a pull is put there, through the agent's own cache, and the site list that approves it is
-published as the controller would. So the agent reports, serves and looks after all of it, and the
-controller, which approved none of it, is only watched.
+published as the controller would. The controller, which approved none of it, is only watched. The
+agent reports all of it; that it serves it too was not seen in its memory so far (docs/decisions/
+0030-making-torrents.md).
 """
 
 from __future__ import annotations
