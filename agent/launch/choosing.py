@@ -79,7 +79,7 @@ def machine_for(job: Job, image: SiteImage, settings: LaunchSettings) -> Machine
 def gets_site_part(image: SiteImage) -> bool:
     """The site's scripts are for images that are approved for all: another one is a user's own,
     and its root reads the disc."""
-    return image.audience == "all"
+    return image.is_for_all
 
 
 def require_shareable(directory: Path, uid: int, roots: tuple[Path, ...]) -> None:
@@ -110,7 +110,7 @@ def _nic(job: Job, image: SiteImage, settings: LaunchSettings, *, model: NicMode
             f"network {network} is not for jobs here",
             hint=f"there are {', '.join(settings.networks)} (setting launch.networks)",
         )
-    if network == "public" and image.audience != "all":
+    if network == "public" and not image.is_for_all:
         if job.network is not None:
             raise Forbidden(
                 f"image {image.ref} is not approved for all: no public network for it",

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from agent.cache.holders import TimeHolder
+from agent.cache.leases import Lease
 from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
 from agent.launch.domain import Nic
+from agent.launching import Launcher
 from agent.settings import AgentSettings, HardwareSettings, LaunchSettings
+from agent.socket.caller import Caller
 from distrib.errors import Forbidden
-from tests.trust.conftest import World, world
+from tests.trust.conftest import NOW, World, world
 
 __all__ = ["world"]
 
@@ -59,6 +63,35 @@ def test_a_users_own_image_never_comes_to_the_bridge(world: World) -> None:
         machine_for(replace(JOB, network="public"), own, settings)
     assert gets_site_part(image)
     assert not gets_site_part(own)
+
+
+@pytest.mark.parametrize("for_all", [True, False])
+def test_a_launch_of_a_users_own_image_has_neither_the_bridge_nor_the_sites_part(
+    world: World, tmp_path: Path, for_all: bool
+) -> None:
+    site_context = tmp_path / "site"
+    site_context.mkdir()
+    (site_context / "prolog.sh").write_text("#!/bin/sh\n")
+    launch = {"networks": ["public"], "default_network": "public", "site_context": site_context}
+    settings = AgentSettings.model_validate(
+        {"node": "n1", "state_dir": tmp_path, "launch": launch | {"qemu_user": ""}}
+    )
+    image = replace(world.site_image(), audience="all" if for_all else ("alice",))
+    lease = Lease(
+        lease="l-1",
+        infohash=image.infohash,
+        image=image.ref,
+        store="file",
+        user="alice",
+        holder=TimeHolder(NOW),
+        since=NOW,
+        device=str(tmp_path / "disk"),
+    )
+    launcher = Launcher(settings, clock=lambda: NOW)
+    caller = Caller(pid=1, uid=1000, user="alice", admin=False)
+    spec = launcher._spec(lease, image, JOB, caller, "qemu")
+    assert list(spec.site.files) == (["prolog.sh"] if for_all else [])
+    assert spec.nic == (Nic("bridge", "br0") if for_all else Nic("network", "default"))
 
 
 def test_only_a_users_own_directory_below_the_sites_roots_is_shared(tmp_path: Path) -> None:
