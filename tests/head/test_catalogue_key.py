@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from agent.authority import Authority as NodeAuthority
-from agent.authority import NumberAhead
+from agent.refusals import NumberAhead
 from distrib.catalogue.identity import FollowedIdentity, SiteIdentity
 from distrib.catalogue.passphrase import find_passphrase
 from distrib.catalogue.publisher import Publisher
