@@ -56,32 +56,58 @@ class Directory:
     def unpacking(self) -> Iterator[Callable[[bytes], None]]:
         """Where the bytes of a tar go that becomes the directory's content at the end.
 
-        What lies there and is not in the tar stays. tar(1) keeps members from leaving the
-        directory. Raises StorageFailed."""
+        What lies there and is not in the tar stays. The guest wrote the tar: it is unpacked apart,
+        where no link waits, and moved in without following one. Raises StorageFailed."""
         with tempfile.TemporaryFile() as spool:
             yield lambda data: write_all(spool.fileno(), data)
             if spool.seek(0, os.SEEK_END) == 0:
                 return
             spool.seek(0)
-            done = subprocess.run(
-                [
-                    "tar",
-                    "-x",
-                    "-C",
-                    str(self._path),
-                    "--no-same-owner",
-                    "--delay-directory-restore",
-                ],
-                check=False,
-                stdin=spool,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=_ENVIRONMENT,
-            )
-            if done.returncode != 0:
-                said = done.stderr.decode(errors="replace").strip().splitlines()
+            try:
+                with tempfile.TemporaryDirectory(prefix=".distrib-", dir=self._path) as apart:
+                    said = _unpacked(spool, Path(apart))
+                    _move_in(Path(apart), self._path)
+            except OSError as error:
+                said = error.strerror or str(error)
+            if said:
                 raise StorageFailed(
-                    f"{self._path}: not all came back: {said[0] if said else 'tar failed'}",
+                    f"{self._path}: not all came back: {said}",
                     hint="room in it, and permissions",
                     path=str(self._path),
                 )
+
+
+def _unpacked(spool: IO[bytes], apart: Path) -> str:
+    """What tar(1) complains of, which keeps members and links to be from leaving a directory that
+    is empty at first."""
+    done = subprocess.run(
+        ["tar", "-x", "-C", str(apart), "--no-same-owner", "--no-same-permissions",
+         "--delay-directory-restore"],
+        check=False,
+        stdin=spool,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=_ENVIRONMENT,
+    )  # fmt: skip
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.returncode == 0 else lines[0] if lines else "tar failed"
+
+
+def _move_in(source: Path, target: Path) -> None:
+    """Put what is in ``source`` in the place of what is in ``target``: files, links and
+    directories, nothing else. Raises OSError."""
+    source.chmod(0o700)
+    for entry in list(os.scandir(source)):
+        mode, place = entry.stat(follow_symlinks=False).st_mode, target / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if place.is_symlink():
+                place.unlink()
+            place.mkdir(mode=0o700, exist_ok=True)
+            place.chmod(0o700)
+            _move_in(Path(entry.path), place)
+            place.chmod(mode & 0o777)
+        elif entry.is_symlink():
+            Path(entry.path).replace(place)
+        elif entry.is_file(follow_symlinks=False):
+            Path(entry.path).chmod(mode & 0o777)
+            Path(entry.path).replace(place)
