@@ -120,7 +120,9 @@ admit() {
 retire_line() {
     [ -f "$keys" ] || return 0
     cp -p "$keys" "$keys.$TAG.new" || return 0
-    grep -vF "host.sh' serve '$dir'" "$keys" >"$keys.$TAG.new" || :
+    grep -vF "host.sh' serve '$dir'" "$keys" >"$keys.$TAG.new"
+    # 1: no line is left. What could not be written (a full disk) must not replace what lets people in.
+    [ $? -lt 2 ] || { rm -f "$keys.$TAG.new"; return 0; }
     mv -f "$keys.$TAG.new" "$keys"
 }
 retire() {

@@ -194,9 +194,11 @@ class Remote:
     def _upload(self) -> None:
         assert self._connection is not None  # noqa: S101 - just made
         place = shlex.quote(self._job.directory)
+        # Beside the file others may be at home too (/tmp): what they put there is not run.
         upload = (
-            f"umask 077; [ -d {place} ] || mkdir {place} && cd {place} &&"
-            " cat >host.sh.new && mv -f host.sh.new host.sh"
+            f"umask 077; [ -d {place} ] || mkdir {place} || exit;"
+            f" [ -O {place} ] && [ ! -L {place} ] || {{ echo {place} is not ours; exit 1; }};"
+            f" cd {place} && cat >host.sh.new && mv -f host.sh.new host.sh"
         )
         status, text = self._connection.output(f"exec sh -c {shlex.quote(upload)}", script())
         if status != 0:
