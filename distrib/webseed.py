@@ -28,6 +28,12 @@ from distrib.swarm import IMAGE_FILE, TORRENT_FILE
 log = structlog.get_logger(__name__)
 
 RANGE_MAX_BYTES: Final = 16 << 20
+CHUNK_BYTES: Final = 1 << 20
+"""The server holds so much, and no more, for a client that does not read."""
+
+PATIENCE_S: Final = 60.0
+"""In which a client takes its answer: else it would keep others from theirs."""
+
 _PATH = re.compile(rf"/images/([0-9a-f]{{64}})/({re.escape(IMAGE_FILE)}|{re.escape(TORRENT_FILE)})")
 _RANGE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
 
@@ -55,7 +61,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 class WebSeed:
     """The ASGI application."""
 
-    def __init__(self, images_dir: Path, seeder: Serves, *, requests: int) -> None:
+    def __init__(
+        self, images_dir: Path, seeder: Serves, *, requests: int, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._patience_s = patience_s
         self._images = images_dir
         self._seeder = seeder
         self._free = requests
@@ -69,7 +78,11 @@ class WebSeed:
             return
         self._free -= 1
         try:
-            await self._get(scope, send)
+            async with asyncio.timeout(self._patience_s):
+                await self._get(scope, send)
+        except TimeoutError:
+            # An answer that is not whole makes the server hang up.
+            log.warning("slow-client", path=scope["path"])
         finally:
             self._free += 1
 
@@ -110,7 +123,11 @@ async def _answer(
 ) -> None:
     said = [(b"content-length", b"%d" % len(body)), *(headers or [])]
     await send({"type": "http.response.start", "status": status, "headers": said})
-    await send({"type": "http.response.body", "body": body})
+    # The server waits for the client before each part but the first.
+    for at in range(0, len(body), CHUNK_BYTES):
+        part = body[at : at + CHUNK_BYTES]
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 class _Server(uvicorn.Server):

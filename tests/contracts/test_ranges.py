@@ -22,7 +22,7 @@ from distrib.bus.mqtt import BusSettings
 from distrib.errors import DigestMismatch, NetworkError
 from distrib.swarm import TORRENT_FILE
 from distrib.swarm.transfer import Transfer
-from distrib.webseed import RANGE_MAX_BYTES, WebSeedSettings, serving_web
+from distrib.webseed import RANGE_MAX_BYTES, WebSeed, WebSeedSettings, serving_web
 from tests.contracts.test_source import (
     SourceFor,
     test_it_brings_every_piece,
@@ -177,3 +177,42 @@ async def test_a_web_seed_is_for_certificates_of_the_site(
     async with web_seed(store, pki, serves=[infohash]) as url, as_node(pki, None) as nobody:
         with pytest.raises((httpx.HTTPError, NetworkError)):
             await nobody.get(f"{url}/{infohash}/image.raw", headers={"Range": "bytes=0-9"})
+
+
+async def test_a_client_that_takes_nothing_neither_fills_the_memory_nor_keeps_others_out(
+    tmp_path: Path,
+) -> None:
+    infohash = "0" * 64
+    (tmp_path / infohash).mkdir()
+    (tmp_path / infohash / "image.raw").write_bytes(bytes(RANGE_MAX_BYTES))
+    app = WebSeed(tmp_path, Serving([infohash]), requests=1, patience_s=0.2)
+    held, stuck = 0, asyncio.Event()
+
+    async def takes_nothing(message: dict[str, object]) -> None:
+        nonlocal held
+        part = message.get("body", b"")
+        assert isinstance(part, bytes)
+        if held:
+            stuck.set()
+            await asyncio.Event().wait()
+        held += len(part)
+
+    said: list[object] = []
+
+    async def reads(message: dict[str, object]) -> None:
+        said.append(message.get("status"))
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/images/{infohash}/image.raw",
+        "headers": [(b"range", b"bytes=0-%d" % (RANGE_MAX_BYTES - 1))],
+    }
+    slow = asyncio.create_task(app(scope, None, takes_nothing))
+    await stuck.wait()
+    assert held < RANGE_MAX_BYTES / 8
+    await app(scope, None, reads)
+    assert said[0] == 503
+    await slow
+    await app(scope, None, reads)
+    assert 206 in said
