@@ -299,5 +299,5 @@ class Giving:
 def _names(lease: Lease) -> tuple[str, ...]:
     holder = lease.holder
     if isinstance(holder, JobHolder):
-        return lease.lease, f"{holder.scheduler}:{holder.job}"
+        return lease.lease, holder.name
     return (lease.lease,)

@@ -9,12 +9,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import structlog
 
-from agent.cache.holders import ProcessHolder
+from agent.cache.holders import JobHolder, ProcessHolder
 from agent.cache.leases import Lease
 from agent.finishing import to_the_end
 from agent.launch import accelerator
@@ -31,12 +32,15 @@ from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
 from agent.launched import Launched
 from agent.settings import AgentSettings
 from agent.socket.caller import Caller
-from distrib.errors import ConfigInvalid, Conflict, DistribError, NotFound
+from distrib.errors import ConfigInvalid, Conflict, DistribError, Forbidden, NotFound
 from distrib.trust.sitelist import SiteImage
 
 log = structlog.get_logger(__name__)
 
 Release = Callable[[str], Awaitable[None]]
+
+_OF_PROLOGS = ("gridengine:", "slurm:")
+"""Names of jobs whose leases their prologs take."""
 
 
 class Launcher:
@@ -278,7 +282,7 @@ class Launcher:
         self, lease: Lease, image: SiteImage, job: Job, caller: Caller, kind: Accelerator
     ) -> JobSpec:
         launch = self._settings.launch
-        machine = machine_for(job, image, launch)
+        machine = machine_for(_within_grant(job, lease), image, launch)
         with_site = launch.site_context is not None and gets_site_part(image)
         site = (
             SitePart.from_directory(launch.site_context)
@@ -329,10 +333,45 @@ class Launcher:
             image=identifier,
             version=version,
             sha512=image.sha512,
-            job=job.name or lease.lease,
+            job=_name_of(job, lease),
             user=lease.user,
             host=self._settings.node,
         )
+
+
+def _within_grant(job: Job, lease: Lease) -> Job:
+    """The job with no more than its scheduler gave it: what its own environment says of that is
+    its user's. Raises Forbidden."""
+    holder = lease.holder
+    if not isinstance(holder, JobHolder):
+        return job
+    for what, asked, given in (
+        ("memory_mib", job.memory_mib, holder.memory_mib),
+        ("vcpus", job.vcpus, holder.vcpus),
+    ):
+        if asked is not None and given is not None and asked > given:
+            raise Forbidden(
+                f"{what} {asked} is more than job {holder.name} was given",
+                hint=f"at most {given}: ask the batch system for more",
+                lease=lease.lease,
+            )
+    return replace(
+        job, memory_mib=job.memory_mib or holder.memory_mib, vcpus=job.vcpus or holder.vcpus
+    )
+
+
+def _name_of(job: Job, lease: Lease) -> str:
+    """Of a batch job's lease the job: what its guests take is accounted to it by this name, and to
+    no other. Raises Forbidden."""
+    if isinstance(lease.holder, JobHolder):
+        return lease.holder.name
+    if job.name.startswith(_OF_PROLOGS):
+        raise Forbidden(
+            f"{job.name[:60]} names a job of a batch system that has a lease of its own",
+            hint="another name, or the lease of the job",
+            lease=lease.lease,
+        )
+    return job.name or lease.lease
 
 
 def _ids_of(user: str) -> tuple[int, int]:

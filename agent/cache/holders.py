@@ -53,12 +53,22 @@ class ProcessHolder:
 
 @dataclass(frozen=True)
 class JobHolder:
-    """Alive while ``probe`` exits 0; a probe that cannot tell must exit 0."""
+    """Alive while ``probe`` exits 0; a probe that cannot tell must exit 0.
+
+    ``memory_mib``, ``vcpus``: what the scheduler gave the job, where it is known; no guest in the
+    lease has more."""
 
     scheduler: Token
     job: Text
     probe: Probe
     kind: Literal["job"] = "job"
+    memory_mib: Annotated[int, Field(gt=0)] | None = None
+    vcpus: Annotated[int, Field(gt=0)] | None = None
+
+    @property
+    def name(self) -> str:
+        """``SCHEDULER:JOB``."""
+        return f"{self.scheduler}:{self.job}"
 
 
 @dataclass(frozen=True)

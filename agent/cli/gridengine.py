@@ -77,7 +77,12 @@ def prolog(socket: Path) -> int:
     try:
         spool = _spool(os.environ)
         if os.environ.get("VM_IMG"):
-            hook = GridEngineHook(spool=spool, shepherd=steps.shepherd_of(spool))
+            slots = os.environ.get("NSLOTS", "")
+            hook = GridEngineHook(
+                spool=spool,
+                shepherd=steps.shepherd_of(spool),
+                slots=int(slots) if slots.isascii() and slots.isdecimal() else None,
+            )
         steps.prolog(socket, hook.job(os.environ), hook)
     except steps.OnItsWay as error:
         _tell(error)

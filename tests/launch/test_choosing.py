@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cache.holders import TimeHolder
+from agent.cache.holders import Holder, JobHolder, TimeHolder
 from agent.cache.leases import Lease
 from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
 from agent.launch.domain import Nic
-from agent.launching import Launcher
+from agent.launching import Launcher, _name_of, _within_grant
 from agent.settings import AgentSettings, HardwareSettings, LaunchSettings
 from agent.socket.caller import Caller
 from distrib.errors import Forbidden
@@ -92,6 +92,36 @@ def test_a_launch_of_a_users_own_image_has_neither_the_bridge_nor_the_sites_part
     spec = launcher._spec(lease, image, JOB, caller, "qemu")
     assert list(spec.site.files) == (["prolog.sh"] if for_all else [])
     assert spec.nic == (Nic("bridge", "br0") if for_all else Nic("network", "default"))
+
+
+def leased_by(holder: Holder) -> Lease:
+    return Lease(
+        lease="l-1",
+        infohash="0" * 64,
+        image="x@1",
+        store="file",
+        user="a",
+        holder=holder,
+        since=NOW,
+    )
+
+
+def test_a_batch_jobs_guest_has_what_the_scheduler_gave_whatever_its_user_says() -> None:
+    holder = JobHolder("gridengine", "7.1", ("/bin/true",), memory_mib=512, vcpus=2)
+    given = _within_grant(JOB, leased_by(holder))
+    assert (given.memory_mib, given.vcpus) == (512, 2)
+    for asked in (replace(JOB, memory_mib=513), replace(JOB, vcpus=3)):
+        with pytest.raises(Forbidden, match=r"more than job gridengine:7\.1 was given"):
+            _within_grant(asked, leased_by(holder))
+    assert _within_grant(replace(JOB, vcpus=3), leased_by(TimeHolder(NOW))).vcpus == 3
+
+
+def test_a_guest_is_not_accounted_to_a_job_whose_lease_it_does_not_have() -> None:
+    holder = JobHolder("gridengine", "7.1", ("/bin/true",))
+    assert _name_of(replace(JOB, name="gridengine:8.1"), leased_by(holder)) == "gridengine:7.1"
+    with pytest.raises(Forbidden, match="a lease of its own"):
+        _name_of(replace(JOB, name="gridengine:7.1"), leased_by(TimeHolder(NOW)))
+    assert _name_of(replace(JOB, name="lsf:7"), leased_by(TimeHolder(NOW))) == "lsf:7"
 
 
 def test_only_a_users_own_directory_below_the_sites_roots_is_shared(tmp_path: Path) -> None:

@@ -25,12 +25,15 @@ class GridEngineHook:
     """Jobs as a prolog, running as root below the job's shepherd, sees them.
 
     ``spool``: the job's directory of sge_execd, which is the shepherd's working directory;
-    ``shepherd``: its pid."""
+    ``shepherd``: its pid; ``slots``: what the job was given on this host."""
 
     scheduler: str = SCHEDULER
 
-    def __init__(self, *, spool: Path | None = None, shepherd: int | None = None) -> None:
+    def __init__(
+        self, *, spool: Path | None = None, shepherd: int | None = None, slots: int | None = None
+    ) -> None:
         self._spool = spool
+        self._slots = slots
         self._shepherd = shepherd
 
     def job(self, environ: Mapping[str, str]) -> Job:
@@ -62,7 +65,14 @@ class GridEngineHook:
         probe = ["/usr/bin/test", f"/proc/{self._shepherd}/cwd", "-ef", os.fspath(self._spool)]
         return holder_as_dict(
             parse_holder(
-                {"kind": "job", "scheduler": self.scheduler, "job": job.job, "probe": probe}
+                {
+                    "kind": "job",
+                    "scheduler": self.scheduler,
+                    "job": job.job,
+                    "probe": probe,
+                    "memory_mib": job.memory_mib,
+                    "vcpus": self._slots,
+                }
             )
         )
 

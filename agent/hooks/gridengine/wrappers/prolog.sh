@@ -38,7 +38,7 @@ if [ ! -x @PYTHON@ ]; then
 fi
 # Of its user's environment the job's nothing is passed on but what Grid Engine and the JSV set.
 env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ JOB_ID="$1" SGE_TASK_ID="${job#*.}" LOGNAME="$2" \
-    VM_IMG="$VM_IMG" VM_MEM_MIB="$VM_MEM_MIB" SGE_JOB_SPOOL_DIR="$SGE_JOB_SPOOL_DIR" \
+    VM_IMG="$VM_IMG" VM_MEM_MIB="$VM_MEM_MIB" NSLOTS="$NSLOTS" SGE_JOB_SPOOL_DIR="$SGE_JOB_SPOOL_DIR" \
     timeout -k 5 100 @PYTHON@ -I -m agent.cli.main --socket @SOCKET@ hooks gridengine prolog
 status=$?
 case $status in
