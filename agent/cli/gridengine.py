@@ -120,7 +120,10 @@ def epilog(socket: Path) -> int:
     job = GridEngineHook().job(os.environ).job
     status = 0
     try:
-        steps.account(socket, job, _spool(os.environ))
+        spool = _spool(os.environ)
+        # A directory that is no shepherd's may be its user's, and this writes there as root.
+        steps.shepherd_of(spool)
+        steps.account(socket, job, spool)
     except DistribError as error:
         # The run log has it; the lease goes back all the same.
         _tell(error)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from agent.cli.gridengine import epilog
 from agent.hooks.gridengine.usage import add_guests, with_guests
 
 OURS = (
@@ -44,3 +48,18 @@ def test_a_job_that_never_ran_has_no_usage(tmp_path: Path) -> None:
     assert add_guests(tmp_path, [RUN])
     assert [file.name for file in tmp_path.iterdir()] == ["usage"]
     assert (tmp_path / "usage").stat().st_mode & 0o777 == 0o640
+
+
+def test_nothing_is_accounted_in_a_directory_that_is_no_shepherds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").touch()
+    (tmp_path / "usage").write_text("ru_utime=1.0\n")
+    (tmp_path / ".usage.partial").symlink_to(tmp_path / "of root's")
+    monkeypatch.setattr(
+        "agent.hooks.gridengine.job.ask", lambda *_, **__: {"runs": [{"cpu_s": 5.0}]}
+    )
+    environ = {"JOB_ID": "7", "SGE_TASK_ID": "1", "SGE_JOB_SPOOL_DIR": str(tmp_path)}
+    done = CliRunner().invoke(epilog, [], obj=tmp_path / "socket", env=environ)
+    assert "no shepherd" in done.output
+    assert not (tmp_path / "of root's").exists()
