@@ -1,6 +1,6 @@
 """Several processes of tests beside each other (pytest-xdist), out of each other's way.
 
-Each process has a network namespace of its own, since farms use fixed ports on loopback. What is
+Each folder has a network namespace of its own, since farms use fixed ports on loopback. What is
 slow to build is built once for a folder, so that a folder's tests stay together; those that take
 longest are begun first.
 """
@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.uml.plugin import INSIDE
 
 ROOT = Path(__file__).parent
 CLONE_NEWNET = 0x40000000
@@ -40,12 +42,6 @@ def is_worker() -> bool:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    if is_worker() and os.geteuid() == 0:
-        own_network()
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not is_worker():
         return
@@ -53,3 +49,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group_of(item)))
     rank = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(group_of(item), len(FIRST)))
+
+
+_last_group: list[str] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    # What the group before keeps running until the end stays behind in its own network.
+    if os.geteuid() == 0 and not INSIDE and _last_group != [group_of(item)]:
+        own_network()
+        _last_group[:] = [group_of(item)]

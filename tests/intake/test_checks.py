@@ -267,7 +267,7 @@ print(json.dumps({"outcome": "pass" if good else "fail", "text": "\\x1b[31m" + q
         (folder / name).write_text(f"#!/usr/bin/python3\n{script}")
         (folder / name).chmod(0o755)
     (folder / "notes.txt").write_text("no check")
-    for parent in (folder, *folder.parents[:3]):
+    for parent in (folder, *(p for p in folder.parents if "pytest-" in str(p))):
         parent.chmod(parent.stat().st_mode | 0o055)
 
     findings = look(disk, checks=site_checks(folder, limit_s=2))
