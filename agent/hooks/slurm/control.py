@@ -1,7 +1,8 @@
-"""Slurm's own commands: features of nodes."""
+"""Slurm's own commands: features of nodes, and what a job was given."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,10 @@ from distrib.errors import NodeError, OperatorError, TimedOut, ToolMissing
 TIMEOUT_S = 20.0
 _PAIR = re.compile(r"(?:^|\s)(AvailableFeatures|ActiveFeatures)=(\S*)")
 
+_GRANTED = re.compile(r"(?:^|\s)(NumCPUs|MinMemoryNode|MinMemoryCPU)=(\S*)")
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)")
+_UNITS_MIB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
+
 
 @dataclass(frozen=True)
 class Features:
@@ -19,6 +24,31 @@ class Features:
 
     available: tuple[str, ...]
     active: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a job has on its one node; None where Slurm does not count it."""
+
+    memory_mib: int | None
+    vcpus: int | None
+
+
+def grant_in(text: str) -> Grant:
+    """What ``scontrol -o show job JOB`` says. Raises NodeError for another answer."""
+    found = dict(_GRANTED.findall(text))
+    try:
+        cpus = int(found["NumCPUs"])
+    except (KeyError, ValueError):
+        raise NodeError("scontrol show job: no CPUs in the answer") from None
+    each = _mib(found.get("MinMemoryCPU", ""))
+    memory_mib = each * cpus if each else _mib(found.get("MinMemoryNode", ""))
+    return Grant(memory_mib or None, cpus or None)
+
+
+def grant(job: str) -> Grant:
+    """What slurmctld gave a job. Raises as ``run``."""
+    return grant_in(run("scontrol", "-o", "show", "job", job))
 
 
 def features_in(text: str) -> Features:
@@ -68,6 +98,11 @@ def run(*command: str) -> str:
         said = " ".join((done.stderr or done.stdout).split())
         raise OperatorError(f"{' '.join(command[:3])}: {said}", hint="see scontrol(1)")
     return done.stdout
+
+
+def _mib(text: str) -> int:
+    number = _MEMORY.fullmatch(text)
+    return math.ceil(float(number[1]) * _UNITS_MIB[number[2]]) if number else 0
 
 
 def _list(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.hooks.guest_environment import guest_environment
+from agent.hooks.slurm import control
 from agent.hooks.slurm.names import REFUSED, REQUEUE, SCHEDULER, image_of, job_of
 from agent.socket.client import ask
 from distrib.errors import DistribError, NotReady, OperatorError
@@ -29,7 +30,7 @@ def prolog(socket: Path, environ: Mapping[str, str], *, alive: Path) -> str | No
     """Lease the image that the job's comment names; the lease, or None when it names none.
 
     ``alive``: the probe of the lease, called with the job. Raises OnItsWay when the image did not
-    come in time, and what the agent answers."""
+    come in time, and what the agent and slurmctld answer."""
     job = job_number(environ)
     # Of an earlier run of this job here, whose epilog did not come to its end.
     release(socket, job)
@@ -38,7 +39,16 @@ def prolog(socket: Path, environ: Mapping[str, str], *, alive: Path) -> str | No
         return None
     user = environ.get("SLURM_JOB_USER", "")
     probe = [str(alive), job]
-    holder = {"kind": "job", "scheduler": SCHEDULER, "job": job, "probe": probe}
+    # From slurmctld: what the job's own environment says of it is its user's.
+    given = control.grant(job)
+    holder: dict[str, object] = {
+        "kind": "job",
+        "scheduler": SCHEDULER,
+        "job": job,
+        "probe": probe,
+        "memory_mib": given.memory_mib,
+        "vcpus": given.vcpus,
+    }
     deadline_s = time.monotonic() + STAGE_S
     while True:
         try:
