@@ -39,6 +39,9 @@ FARM_GENERATION = "farm-generation"
 LOOK_AGAIN_S = 10.0
 _SET_AT_RUN_TIME = "caps.json"
 
+MAX_PLACES = MAX_NETWORKS = 4096
+"""What a map has room for (docs/formats/messages.md)."""
+
 TIERS = ("rack", "room", "elsewhere")
 
 
@@ -48,10 +51,20 @@ def places_of(inventory: Iterable[InventoryNode]) -> tuple[Place, ...]:
     for node in inventory:
         if node.address:
             members[node.labels.get(ROOM_LABEL, ""), node.rack[:63]].add(node.address)
-    return tuple(
-        Place(rack=rack, room=room[:63], networks=collapsed(addresses))
+    places = [
+        Place(rack=rack, room=room[:63], networks=part)
         for (room, rack), addresses in sorted(members.items())
-    )
+        for part in _parts(collapsed(addresses))
+    ]
+    if len(places) <= MAX_PLACES:
+        return tuple(places)
+    # Who belongs to the farm matters more than who is near.
+    everybody = collapsed(address for addresses in members.values() for address in addresses)
+    return tuple(Place(networks=part) for part in _parts(everybody))
+
+
+def _parts(networks: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+    return (networks[at : at + MAX_NETWORKS] for at in range(0, len(networks), MAX_NETWORKS))
 
 
 def collapsed(addresses: Iterable[str]) -> tuple[str, ...]:

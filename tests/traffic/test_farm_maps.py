@@ -17,7 +17,8 @@ from distrib.db.models import Node
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url
 from distrib.errors import ConfigInvalid
-from distrib.rollout.farm_map import FarmMaps
+from distrib.rollout.farm_map import FarmMaps, places_of
+from distrib.rollout.plan import InventoryNode
 from distrib.trust.envelope import key_id, open_envelope
 
 KEY = Ed25519PrivateKey.generate()
@@ -74,6 +75,17 @@ def add(database: Database, name: str, address: str, **labels: str) -> None:
         row = Node(name=name, address=address, rack="r1", labels=labels)
         row.added_at, row.added_by = NOW, "admin"
         session.add(row)
+
+
+def test_a_farm_of_more_racks_or_scattered_addresses_than_a_map_has_room_for_is_told_whole() -> (
+    None
+):
+    scattered = [f"10.{number >> 8}.{number & 255}.1" for number in range(5000)]
+    one_rack = [InventoryNode(f"wn{n}", rack="r", address=at) for n, at in enumerate(scattered)]
+    racks = [InventoryNode(f"wn{n}", rack=f"r{n}", address=at) for n, at in enumerate(scattered)]
+    for inventory in (one_rack, racks):
+        places = places_of(inventory)
+        assert sorted(at for place in places for at in place.networks) == sorted(scattered)
 
 
 async def test_a_map_is_told_when_the_farm_has_changed_and_not_before(
