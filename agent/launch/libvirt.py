@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -125,18 +126,23 @@ class Libvirt:
             else:
                 await set_or_after(soon, self._poll_s)
 
+    @contextlib.contextmanager
+    def _unless_ended(self) -> Iterator[None]:
+        """What is asked of a domain that ended by itself between two calls is not done."""
+        try:
+            yield
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() not in (
+                self._libvirt.VIR_ERR_NO_DOMAIN,
+                self._libvirt.VIR_ERR_OPERATION_INVALID,
+            ):
+                raise
+
     async def destroy(self, domain: Domain) -> None:
         def end(connection: Any) -> None:
             if (found := self._lookup(connection, domain)) is not None:
-                try:
+                with self._unless_ended():
                     found.destroy()
-                except self._libvirt.libvirtError as error:
-                    # It ended by itself between the two calls.
-                    if error.get_error_code() not in (
-                        self._libvirt.VIR_ERR_NO_DOMAIN,
-                        self._libvirt.VIR_ERR_OPERATION_INVALID,
-                    ):
-                        raise
 
         await self._call(f"destroy {domain.name}", end)
 
@@ -152,12 +158,13 @@ class Libvirt:
         def change(connection: Any) -> None:
             if (found := self._lookup(connection, domain)) is None:
                 return
-            state, reason = found.state()
-            paused = state == lib.VIR_DOMAIN_PAUSED and reason == lib.VIR_DOMAIN_PAUSED_USER
-            if running and paused:
-                found.resume()
-            elif not running and state == lib.VIR_DOMAIN_RUNNING:
-                found.suspend()
+            with self._unless_ended():
+                state, reason = found.state()
+                paused = state == lib.VIR_DOMAIN_PAUSED and reason == lib.VIR_DOMAIN_PAUSED_USER
+                if running and paused:
+                    found.resume()
+                elif not running and state == lib.VIR_DOMAIN_RUNNING:
+                    found.suspend()
 
         await self._call(f"{'resume' if running else 'suspend'} {domain.name}", change)
 
@@ -165,19 +172,14 @@ class Libvirt:
         def look(connection: Any) -> Usage | None:
             if (found := self._lookup(connection, domain)) is None:
                 return None
-            try:
+            usage: Usage | None = None
+            with self._unless_ended():
                 cpu_ns = found.info()[4]
                 memory_kib = found.memoryStats().get("rss", 0)
                 # No name: all disks together.
                 _, read_bytes, _, written_bytes, _ = found.blockStats("")
-            except self._libvirt.libvirtError as error:
-                if error.get_error_code() in (
-                    self._libvirt.VIR_ERR_NO_DOMAIN,
-                    self._libvirt.VIR_ERR_OPERATION_INVALID,
-                ):
-                    return None
-                raise
-            return Usage(cpu_ns / 1e9, memory_kib << 10, read_bytes, written_bytes)
+                usage = Usage(cpu_ns / 1e9, memory_kib << 10, read_bytes, written_bytes)
+            return usage
 
         return await self._call(f"statistics of {domain.name}", look)
 
