@@ -15,6 +15,7 @@ from agent.hooks.gridengine.farm import Farm
 from agent.hooks.gridengine.hook import GridEngineHook
 from agent.hooks.gridengine.jsv import DEFAULT_MEMORY_MIB, converse, judge
 from agent.hooks.gridengine.sensor import report
+from agent.hooks.staging import OnItsWay
 from agent.socket.client import ask
 from distrib.command import Lazy, LazyGroup
 from distrib.errors import DistribError, NodeError, OperatorError
@@ -84,7 +85,7 @@ def prolog(socket: Path) -> int:
                 slots=int(slots) if slots.isascii() and slots.isdecimal() else None,
             )
         steps.prolog(socket, hook.job(os.environ), hook)
-    except steps.OnItsWay as error:
+    except OnItsWay as error:
         _tell(error)
         return WAIT
     except DistribError as error:

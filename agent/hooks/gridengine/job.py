@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,15 +18,13 @@ from agent.hooks.gridengine.names import (
 )
 from agent.hooks.gridengine.usage import add_guests
 from agent.hooks.hook import Job
+from agent.hooks.staging import lease_when_here
 from agent.socket.client import ask
-from distrib.errors import DistribError, NotFound, NotReady, OperatorError, StorageFailed
+from distrib.errors import DistribError, NotFound, OperatorError, StorageFailed
 
 STAGE_S: Final = 80.0
 """How long a prolog waits for an image on its way; sge_shepherd ends it after two minutes."""
 
-POLL_S: Final = 0.5
-
-_NOT_HERE = frozenset({"not-found", "not-ready"})
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
 _OF_HOST = re.compile(
     r"PATH|HOME|SHELL|PWD|OLDPWD|TMP|TMPDIR|TEMP|TERM|SHLVL|_|ENV|IFS|HOSTNAME|MAIL|LD_.*|PYTHON.*"
@@ -36,10 +33,6 @@ _OF_HOST = re.compile(
     r"|DISTRIB_.*"
 )
 """What is true on the host only, and would be wrong in the guest."""
-
-
-class OnItsWay(NotReady):
-    """The image is approved, and not on this node yet."""
 
 
 def prolog(socket: Path, job: Job, hook: GridEngineHook) -> str | None:
@@ -51,23 +44,14 @@ def prolog(socket: Path, job: Job, hook: GridEngineHook) -> str | None:
     _release(socket, name)
     if job.image is None:
         return None
-    deadline_s = time.monotonic() + STAGE_S
-    while True:
-        try:
-            lease = ask(socket, "lease", image=job.image, user=job.user, holder=hook.holder(job))
-        except DistribError as error:
-            if error.code not in _NOT_HERE:
-                raise
-            # Raises where the site approves no such image (for this user) at all.
-            ask(socket, "want", image=job.image, user=job.user, job=name)
-            if time.monotonic() >= deadline_s:
-                raise OnItsWay(
-                    f"image {job.image} did not come to this node in {STAGE_S:.0f} s",
-                    hint="the job is queued again",
-                ) from None
-            time.sleep(POLL_S)
-        else:
-            return str(lease["lease"])
+    return lease_when_here(
+        socket,
+        job.image,
+        user=job.user,
+        job=name,
+        holder=hook.holder(job),
+        wait_s=STAGE_S,
+    )
 
 
 def epilog(socket: Path, job: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -11,19 +10,12 @@ from typing import Final
 from agent.hooks.guest_environment import guest_environment
 from agent.hooks.slurm import control
 from agent.hooks.slurm.names import REFUSED, REQUEUE, SCHEDULER, image_of, job_of
+from agent.hooks.staging import lease_when_here
 from agent.socket.client import ask
-from distrib.errors import DistribError, NotReady, OperatorError
+from distrib.errors import DistribError, OperatorError
 
 STAGE_S: Final = 50.0
 """How long a prolog waits for an image on its way; slurmctld gives up on it at some time."""
-
-POLL_S: Final = 0.5
-
-_NOT_HERE = frozenset({"not-found", "not-ready"})
-
-
-class OnItsWay(NotReady):
-    """The image is approved, and not on this node yet."""
 
 
 def prolog(socket: Path, environ: Mapping[str, str], *, alive: Path) -> str | None:
@@ -49,23 +41,9 @@ def prolog(socket: Path, environ: Mapping[str, str], *, alive: Path) -> str | No
         "memory_mib": given.memory_mib,
         "vcpus": given.vcpus,
     }
-    deadline_s = time.monotonic() + STAGE_S
-    while True:
-        try:
-            lease = ask(socket, "lease", image=image, user=user, holder=holder)
-        except DistribError as error:
-            if error.code not in _NOT_HERE:
-                raise
-            # Raises where the site approves no such image (for this user) at all.
-            ask(socket, "want", image=image, user=user, job=f"{SCHEDULER}:{job}")
-            if time.monotonic() >= deadline_s:
-                raise OnItsWay(
-                    f"image {image} did not come to this node in {STAGE_S:.0f} s",
-                    hint="the job is queued again",
-                ) from None
-            time.sleep(POLL_S)
-        else:
-            return str(lease["lease"])
+    return lease_when_here(
+        socket, image, user=user, job=f"{SCHEDULER}:{job}", holder=holder, wait_s=STAGE_S
+    )
 
 
 def release(socket: Path, job: str) -> None:
