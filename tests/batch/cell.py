@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,15 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
             done = self.admin("qstat", "-j", job, check=False)
             return gone in done.stdout + done.stderr
 
+        self._until(f"job {job} is over", job, over, limit_s=limit_s)
+
+    def _until(self, what: str, job: str, holds: Callable[[], bool], *, limit_s: float) -> None:
+        """Wait, and say what is known of the job when it takes too long."""
         try:
-            eventually(f"job {job} is over", over, limit_s=limit_s, every_s=0.2)
+            eventually(what, holds, limit_s=limit_s, every_s=0.2)
         except AssertionError as error:
             told = self.admin("qstat", "-j", job, check=False).stdout
-            queues = self.admin("qstat", "-f").stdout
+            queues = self.admin("qstat", "-f", "-u", "*").stdout
             raise AssertionError(f"{error}\n{queues}\n{told}\n{self.errors(job)}") from None
 
     def output(self, job: str, *, name: str = "STDIN", task: str = "") -> str:
@@ -193,11 +198,13 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
 
     def becomes(self, job: str, state: str, *, limit_s: float = 60.0) -> None:
         """Wait for a state of a job."""
-        eventually(f"job {job} is {state}", lambda: self.state(job) == state, limit_s=limit_s)
+        reached = f"job {job} is {state}"
+        self._until(reached, job, lambda: self.state(job) == state, limit_s=limit_s)
 
     def becomes_held(self, job: str, *, limit_s: float = 60.0) -> None:
         """Wait for a job's error state (``Eqw``; ``ERq`` once it was requeued)."""
-        eventually(f"job {job} is held", lambda: "E" in self.state(job), limit_s=limit_s)
+        held = f"job {job} is held"
+        self._until(held, job, lambda: "E" in self.state(job), limit_s=limit_s)
 
     def says(self, job: str, text: str, *, limit_s: float = 60.0) -> None:
         """Wait for what a job writes while it runs."""

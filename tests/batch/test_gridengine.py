@@ -114,6 +114,10 @@ def without_interpreter(host: BedHost) -> Iterator[None]:
 
 
 def test_a_node_without_an_interpreter_holds_the_job_and_keeps_its_queue(grid: Site) -> None:
+    # A sensor that has no interpreter says no more, and nothing is sent to a node that is unheard.
+    shown = ("qhost", "-h", "wn1", "-F", "vm_images")
+    ours = f"+{image_id(grid.image.identifier)}+"
+    eventually("it is offered", lambda: ours in grid.cell.admin(*shown).stdout, limit_s=60)
     job = grid.cell.qsub("-q", "virt@wn1", "-h", *IMAGE, script="hostname\n")
     with without_interpreter(grid.bed.head):
         grid.cell.admin("qrls", job)
