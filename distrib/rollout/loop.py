@@ -38,6 +38,8 @@ from distrib.rollout.state import State
 log = structlog.get_logger(__name__)
 
 TICK_S = 1.0
+LOOK_S = 0.25
+"""So often at who is slow: half a second of a link at a quarter is felt by all who come after."""
 COALESCE_S = 0.05
 SYNC_AGAIN = timedelta(seconds=5)
 _BATCH = 2000
@@ -65,6 +67,10 @@ class _Tick:
     pass
 
 
+class _Look:
+    pass
+
+
 class Loop:
     """Feeds ``state`` from ``bus``, and ``bus`` from ``state``; runs calls in between."""
 
@@ -85,7 +91,7 @@ class Loop:
         self._clock = clock
         self._on_changed = on_changed
         self._on_wanted = on_wanted
-        self._queue: asyncio.Queue[_Said | _Call | _Connected | _Tick] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Said | _Call | _Connected | _Tick | _Look] = asyncio.Queue()
         self._sync_topic = f"{bus.topics.prefix}/controller/sync"
         self._sync_token = ""
         self._asked_at: datetime | None = None
@@ -107,7 +113,8 @@ class Loop:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve(), name="rollouts")
-            group.create_task(self._tick(), name="rollouts clock")
+            group.create_task(self._every(TICK_S, _Tick()), name="rollouts clock")
+            group.create_task(self._every(LOOK_S, _Look()), name="rollouts pace")
 
     @property
     def synced(self) -> bool:
@@ -147,10 +154,10 @@ class Loop:
                 # Nodes come and go by the hundred: plan once for all of them.
                 await asyncio.sleep(COALESCE_S)
 
-    async def _tick(self) -> None:
+    async def _every(self, period_s: float, one: _Tick | _Look) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
-            self._queue.put_nowait(_Tick())
+            await asyncio.sleep(period_s)
+            self._queue.put_nowait(one)
 
     async def _settle(self) -> None:
         events, self._events = self._events, []
@@ -185,7 +192,7 @@ class Loop:
         if parsed is not None and not self.synced:
             self._own[parsed[0]] = payload
 
-    async def _take(self, one: _Said | _Call | _Connected | _Tick) -> None:
+    async def _take(self, one: _Said | _Call | _Connected | _Tick | _Look) -> None:
         match one:
             case _Said(topic, payload) if topic == self._sync_topic:
                 if payload == self._sync_token.encode():
@@ -200,6 +207,8 @@ class Loop:
                 self._ask_sync()
             case _Tick() if self._bus.connected.is_set():
                 self._on_tick()
+            case _Look() if self._bus.connected.is_set() and self.synced:
+                self._state.time_passed(clocks=False)
 
     def _hear(self, heard: Heard) -> None:
         match heard.message:

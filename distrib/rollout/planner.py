@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from statistics import median_low
 
 import structlog
@@ -27,8 +27,11 @@ DEMOTE_AGAIN = timedelta(seconds=10)
 HOLD_REPORTS = 2.5
 """A node is slow only after so many of its reports have said so."""
 
-FAR_HOLD_REPORTS = 1.9
-"""The same for one that is far slower."""
+FAR_HOLD_REPORTS = 0.7
+"""The same for one that is far slower: the next report."""
+
+LOOK_REPORTS = 0.4
+"""Not sooner than that after the last look has much been reported."""
 
 FRESH_REPORTS = 1.8
 """A report is not news any more after so many others should have come."""
@@ -48,6 +51,7 @@ class Planner:
         self._paces: dict[str, Pace] = {}
         self._meters: dict[str, dict[str, Meter]] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
+        self._looked_at = datetime.min.replace(tzinfo=UTC)
 
     def adopt(self, published: Mapping[str, Wanted]) -> None:
         """Take up the chains that nodes were told by the controller before us."""
@@ -122,7 +126,10 @@ class Planner:
     def find_slow(self, now: datetime) -> set[str]:
         """Move who is slower than its place; the torrents that are to be planned anew."""
         interval_s = report_interval_s(len(self._fleet.inventory))
-        moved = set()
+        moved = set[str]()
+        if 0 <= (now - self._looked_at).total_seconds() < LOOK_REPORTS * interval_s:
+            return moved
+        self._looked_at = now
         for infohash in self._plans:
             pulls = self._pulls(infohash, now.timestamp(), interval_s)
             if not pulls:
@@ -162,12 +169,12 @@ class Planner:
             links, meter = self._plans[infohash].links[node], meters[node]
             enough = usual_bps * METER_S >= METER_PIECES * piece_bytes_for(held.bytes_total)
             new = now_s - meter.heard_s <= FRESH_REPORTS * interval_s
-            fresh = meter.rate_bps is not None and enough and new
+            metered = meter.rate_bps if enough and new else None
             pulls[node] = Pull(
-                rate_bps=meter.rate_bps if meter.rate_bps is not None and fresh else held.rate_bps,
+                rate_bps=held.rate_bps if metered is None else metered,
                 progress=held.bytes_done / held.bytes_total,
                 parents=tuple(dict.fromkeys(peer.node for peer in links.parents)),
-                fresh=fresh,
+                metered_at_s=None if metered is None else meter.sent_at_s,
             )
         return pulls
 

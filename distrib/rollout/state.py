@@ -115,9 +115,9 @@ class State:
 
     # -- what happens ---------------------------------------------------------------------------
 
-    def time_passed(self) -> None:
-        """Look at the clocks of all rollouts, and at who is slower than its place."""
-        self._time_passed = True
+    def time_passed(self, *, clocks: bool = True) -> None:
+        """Look at who is slower than its place and, with ``clocks``, at those of all rollouts."""
+        self._time_passed |= clocks
         self._torrents |= self.planner.find_slow(self._clock())
 
     def presence_changed(self, node: str, before: object) -> None:

@@ -5,8 +5,8 @@
 - Who has been behind for ``hold_s`` stands at fault; where all of several children of one parent
   do, or one child after another, the parent does: it is its upload that is slow.
 - Who gets less than FAR_BELOW, by what it and its parents have received between reports that are
-  ``fresh``, is *far* behind, and waits for ``far_hold_s`` only. A parent that is silent itself
-  (dead, dark) accuses nobody so quickly: its child is about to leave it.
+  fresh, is *far* behind; its next report that says so too is enough. A parent that is silent
+  itself (dead, dark) accuses nobody so quickly: its child is about to leave it.
 - What a node reports is a claim: by lying it can move itself, or its parent, to the end of the
   line; children's complaints (``parent-lost``) count beside it.
 """
@@ -21,11 +21,11 @@ BELOW = 0.6
 ABOVE = 0.75
 FAR_BELOW = 0.4
 HOLD_S = 6.0
-FAR_HOLD_S = 1.9
-"""Two looks, a second apart, after the first."""
-
 METER_S = 0.8
 """Reports that are nearer to each other than that are taken together."""
+
+FAR_HOLD_S = METER_S - 0.1
+"""From one such report to the next one, by the node's clock."""
 
 NEARLY_DONE = 0.98
 """Who is so far is left alone: rates end before pulls do."""
@@ -38,8 +38,9 @@ class Pull:
     rate_bps: int
     progress: float
     parents: tuple[str, ...]
-    fresh: bool = False
-    """Whether the rate is what was received between its last two reports, which are new."""
+    metered_at_s: float | None = None
+    """The rate is what was received between two reports, of which this is the time of the last, by
+    the node's clock; None when there is no such rate, or it is no news any more."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Meter:
 @dataclass(frozen=True)
 class Pace:
     """What is remembered: since when nodes are behind, or far behind, and under whom one was at
-    fault."""
+    fault. Seconds are ours in ``behind_since_s``, the node's in ``far_since_s``."""
 
     behind_since_s: Mapping[str, float] = field(default_factory=dict)
     far_since_s: Mapping[str, float] = field(default_factory=dict)
@@ -88,17 +89,21 @@ def judge(
     middle = median_low(moving)
     behind = {}
     far = {}
+    sure = set()
     for name, pull in pulls.items():
         since = pace.behind_since_s.get(name)
         share = ABOVE if since is not None else BELOW
         if _is_behind(pull, pulls, middle, share):
             behind[name] = now_s if since is None else since
             above = [pulls[parent] for parent in pull.parents if parent in pulls]
-            fresh = pull.fresh and all(parent.fresh for parent in above)
-            if fresh and _is_behind(pull, pulls, middle, FAR_BELOW):
-                far[name] = pace.far_since_s.get(name, now_s)
-    ripe = {name for name, since in behind.items() if now_s - since >= hold_s}
-    ripe |= {name for name, since in far.items() if now_s - since >= far_hold_s}
+            fresh = all(parent.metered_at_s is not None for parent in above)
+            if pull.metered_at_s is None or not fresh:
+                continue
+            if _is_behind(pull, pulls, middle, FAR_BELOW):
+                far[name] = pace.far_since_s.get(name, pull.metered_at_s)
+                if pull.metered_at_s - far[name] >= far_hold_s:
+                    sure.add(name)
+    ripe = sure | {name for name, since in behind.items() if now_s - since >= hold_s}
     if not ripe:
         return Pace(behind, far, pace.suspects), frozenset()
     guilty, suspects = _at_fault(ripe, pulls, pace.suspects)
