@@ -55,6 +55,7 @@ class Launched:
         self.files = files
         self.leaving = False
         self.guest_gone = asyncio.Event()
+        self.over = asyncio.Event()
         self.outcome = outcome
         self._reconnect_s = reconnect_s
         self._on_ended = on_ended
@@ -84,8 +85,17 @@ class Launched:
         self._ended.set()
         self._news.set()
         await self._wait_until_told()
+        # The hypervisor hears of the end later than we do, and a name that it knows cannot be used
+        # by the next guest of the lease.
+        await self._destroy()
         await asyncio.to_thread(shutil.rmtree, self.files.directory, ignore_errors=True)
         await self._on_over(self)
+        self.over.set()
+
+    @property
+    def told(self) -> bool:
+        """Whether its client knows how it ended: nothing but cleaning up is left."""
+        return self._told.is_set()
 
     async def _wait_until_told(self) -> None:
         away_s = 0.0
@@ -133,6 +143,7 @@ class Launched:
             self.guest_gone.set()
 
     async def _destroy(self) -> None:
+        """No guest is left, and none is known; as far as the hypervisor answers."""
         try:
             await self.guest.destroy()
         except DistribError as error:

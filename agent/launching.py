@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import secrets
@@ -38,6 +39,9 @@ from distrib.trust.sitelist import SiteImage
 log = structlog.get_logger(__name__)
 
 Release = Callable[[str], Awaitable[None]]
+
+_OVER_S = 10.0
+"""So long the next launch in a lease waits for the last one to be cleaned away."""
 
 _OF_PROLOGS = ("gridengine:", "slurm:")
 """Names of jobs whose leases their prologs take."""
@@ -146,6 +150,10 @@ class Launcher:
             limits=spec.limits,
             returns_files="files" in job.inputs,
         )
+        if (last := self._launched.get(lease.lease)) is not None and last.told:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_OVER_S):
+                    await last.over.wait()
         if lease.lease in self._beginning:
             raise Conflict(f"a launch is being started in lease {lease.lease}", hint="wait for it")
         self._beginning.add(lease.lease)

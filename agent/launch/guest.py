@@ -24,12 +24,15 @@ from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import Domain, End, Hypervisor, Usage
 from agent.launch.outcome import MAX_RESULT_BYTES, Outcome, console_tail, parse_result
 from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
+from agent.launch.written import Written, is_let_go
 from distrib.errors import DiskFull, DistribError, LaunchFailed, LimitReached
 
 log = structlog.get_logger(__name__)
 
 _CONSOLE_TAIL_BYTES = 16 << 10
 _LEAST_FREE_BYTES = 4 << 20
+_LOOK_AGAIN_S = 0.01
+"""A guest that reports all the time is looked at no more often."""
 
 TO_THE_JOB = {
     signal.SIGTERM: "TERM",
@@ -84,6 +87,7 @@ class Guest:
         self._held_since_s = 0.0
         self._wake = asyncio.Event()
         self._reported = asyncio.Event()
+        self._let_go = asyncio.Event()
 
     # -- beginning ------------------------------------------------------------------------------
 
@@ -104,7 +108,8 @@ class Guest:
     # -- watching -------------------------------------------------------------------------------
 
     async def supervise(self) -> End:
-        """Return when the guest has ended, by itself or at a limit.
+        """Return when the guest has ended, by itself or at a limit: after its job's report as soon
+        as QEMU is gone, which the hypervisor may not have seen yet (``destroy``).
 
         Raises what the hypervisor raises; cancellation leaves the guest running."""
         waiting = asyncio.create_task(
@@ -112,12 +117,14 @@ class Guest:
         )
         counting = asyncio.create_task(self._count(), name="usage")
         watching = asyncio.create_task(self._watch(), name="limits")
-        tasks = (waiting, counting, watching)
+        leaving = asyncio.create_task(self._let_go.wait(), name="let go")
+        tasks = (waiting, counting, watching, leaving)
         try:
-            await asyncio.wait((waiting, watching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((waiting, watching, leaving), return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 watching.result()
-            end = await waiting
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            end = waiting.result() if waiting.done() else End.GONE
         finally:
             for task in tasks:
                 task.cancel()
@@ -128,7 +135,7 @@ class Guest:
         return end
 
     async def destroy(self) -> None:
-        """End it at once; nothing when it is gone."""
+        """End it at once; nothing when it is gone. Then the hypervisor has forgotten it, too."""
         await to_the_end(self._hypervisor.destroy(self._domain))
 
     def stop(self, why: DistribError) -> None:
@@ -157,17 +164,20 @@ class Guest:
     async def _watch(self) -> None:
         """End the guest at a limit; what it wrote until then is still passed on."""
         limits = self._limits
-        while True:
-            await self._look()
-            now_s = time.monotonic()
-            if self._verdict is None:
-                self._verdict = self._beyond_limits(now_s)
-            if self._verdict is not None or self._overdue(now_s):
-                await self.destroy()
-                return
-            await self._hold_or_let_go(now_s)
-            self._wake.clear()
-            await channel.set_or_after(self._wake, limits.poll_s)
+        with Written(self._files.result, self._wake.set) as written:
+            while not self._let_go.is_set():
+                self._wake.clear()
+                written.arm()
+                await self._look()
+                now_s = time.monotonic()
+                if self._verdict is None:
+                    self._verdict = self._beyond_limits(now_s)
+                if self._verdict is not None or self._overdue(now_s):
+                    await self.destroy()
+                    return
+                await self._hold_or_let_go(now_s)
+                await channel.set_or_after(self._wake, limits.poll_s)
+                await asyncio.sleep(max(0.0, now_s + _LOOK_AGAIN_S - time.monotonic()))
 
     def _overdue(self, now_s: float) -> bool:
         """The job is done, or told to end, and the guest does not power itself off."""
@@ -214,7 +224,7 @@ class Guest:
 
     async def _look(self) -> None:
         """What the guest has said on its channels."""
-        said, result = await asyncio.to_thread(self._read_channels)
+        said, result, let_go = await asyncio.to_thread(self._read_channels)
         if said and "booted" not in self.phases:
             self._phase("booted")
         if self._outcome.exit_status is None:
@@ -223,12 +233,15 @@ class Guest:
                 self._reported_s = time.monotonic()
                 self._phase("done")
                 self._reported.set()
+        elif let_go:
+            self._let_go.set()
 
-    def _read_channels(self) -> tuple[bool, bytes]:
+    def _read_channels(self) -> tuple[bool, bytes, bool]:
         files = self._files
+        let_go = self._reported_s is not None and is_let_go(files.result)
         said = any(path.stat().st_size for path in files.channels)
         with files.result.open("rb") as file:
-            return said, file.read(MAX_RESULT_BYTES)
+            return said, file.read(MAX_RESULT_BYTES), let_go
 
     async def _hold_or_let_go(self, now_s: float) -> None:
         hold = self._held or (self._kill_at_s is None and self._stopped())

@@ -34,12 +34,12 @@ finish() {
     [ -z "$control" ] || kill "$control" 2>/dev/null
     echo "$1" >&3
     tries=0
-    while [ -n "$control" ] && [ $tries -lt 20 ]; do
+    while [ -n "$control" ] && [ $tries -lt 50 ]; do
         if read -r word <&4; then
             [ "$word" != END ] || break
         else
             tries=$((tries + 1))
-            sleep 0.05
+            sleep 0.02
         fi
     done
     $poweroff

@@ -12,15 +12,17 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.socket.client import ask
 from agent.socket.launch import Follower
 from distrib.errors import NetworkError, Revoked
 from tests.launch.place import Agent, contents, outcome, until
-from tests.trust.conftest import World, world
+from tests.trust.conftest import NOW, World, world
 
 __all__ = ["world"]
 
@@ -219,6 +221,20 @@ async def test_a_launch_is_told_in_lines_of_json(agent: Agent) -> None:
     refused = ("--json", "--node-fault=99", "--refused=100", "nothing", "-")
     status, out, err = await agent.run("launch", *refused, script="true\n")
     assert (status, json.loads(out)["error"]["code"], err) == (100, "not-found", b"")
+
+
+async def test_the_next_guest_of_a_lease_does_not_meet_the_last_one(agent: Agent) -> None:
+    """A job's end is told before libvirt has forgotten its guest."""
+    until_then = {"kind": "time", "until": (NOW + timedelta(hours=1)).isoformat()}
+    image = agent.image.identifier
+    lease = await asyncio.to_thread(ask, agent.socket, "lease", image=image, holder=until_then)
+    for number in (3, 4):
+        # No process is started between them.
+        follower = Follower(agent.socket, {}, lambda _phase, _after_s: None, {})
+        script = base64.b64encode(f"exit {number}\n".encode()).decode()
+        result = await asyncio.to_thread(follower.run, lease=lease["lease"], script=script)
+        assert result["exit"] == number
+    await asyncio.to_thread(ask, agent.socket, "release", lease=lease["lease"])
 
 
 async def test_the_console_of_a_failed_launch_is_kept(agent: Agent, tmp_path: Path) -> None:
