@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from agent.cache.device import DeviceStore
 from agent.cache.file import FileStore
 from agent.cache.lvm import LvmStore
@@ -44,17 +46,27 @@ def stripe_ports_of(settings: AgentSettings) -> tuple[int, int]:
 
 
 def makers_of(settings: AgentSettings) -> list[SourceMaker]:
-    """The sources beside the swarm. Raises NotFound or OperatorError where a key is of no use."""
+    """The sources beside the swarm. Raises NotFound or OperatorError where a key or certificate is
+    of no use."""
     found: list[SourceMaker] = []
     tsunami, sources = settings.tsunami, settings.sources
     if tsunami.identity is not None:
-        identity = Identity.read(tsunami.identity)
+        identity = partial(Identity.read, tsunami.identity)
+        identity()
         found.append(TsunamiMaker(SshAccess(identity, tsunami.peer_user, tsunami.authorities)))
     if sources.paths:
         found.append(PathMaker(sources.paths))
     if sources.web_seeds:
         bus = settings.bus
-        found.append(HttpMaker(ca=bus.ca, cert=bus.cert, key=bus.key))
+        found.append(
+            HttpMaker(
+                ca=bus.ca,
+                cert=bus.cert,
+                key=bus.key,
+                ca_directory=settings.trust.ca_directory,
+                seeders=sources.seeders,
+            )
+        )
     return found
 
 

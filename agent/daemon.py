@@ -142,6 +142,7 @@ class Agent:
             refused=self._reporter.changed,
             told=self._traffic.look,
         )
+        self._makers = makers_of(settings)
         self._damage = Damage(self._cache, self._news, puller=lambda: self._puller)
         self._puller = Puller(
             PullParts(
@@ -159,7 +160,8 @@ class Agent:
                 on_parent_lost=self._on_parent_lost,
                 on_damaged=self._damage.found_in,
                 changed=self._reporter.changed,
-                makers=makers_of(settings),
+                makers=self._makers,
+                stalled_s=settings.sources.stalled_s,
                 on_tokens_wanted=self._reporter.request,
             ),
             self._authority,
@@ -243,6 +245,8 @@ class Agent:
                 await stack.enter_async_context(session.running())
             await stack.enter_async_context(server.running())
             await stack.enter_async_context(self._bus.running())
+            for maker in self._makers:
+                stack.push_async_callback(maker.close)
             await stack.enter_async_context(self._tasks())
             self._puller.wake()
             notify("READY=1")

@@ -147,6 +147,15 @@ class SourcesSettings(Section):
         " `<infohash>/image.raw` and `image.torrent`",
     )
     web_seeds: bool = Field(True, description="whether seeders are asked over HTTPS, too")
+    seeders: tuple[str, ...] = Field(
+        ("seeder",), description="CNs of their certificates: nobody else is taken for a seeder"
+    )
+    stalled_s: float = Field(
+        5.0,
+        ge=0.5,
+        description="with transport `auto`: a swarm that brings nothing for so long is helped, the"
+        " controller is asked for further leave as often, and who helps is kept for twice as long",
+    )
 
 
 class TrustSettings(Section):
@@ -203,6 +212,10 @@ class LaunchSettings(Section):
     max_memory_mib: int = Field(1 << 22, ge=64, description="most memory that a job may ask for")
     vcpus: int = Field(1, ge=1, le=256, description="guest CPUs unless the job asks for other")
     max_vcpus: int = Field(256, ge=1, le=256, description="most CPUs that a job may ask for")
+    only_in_jobs: bool = Field(
+        False,
+        description="guests run only in leases that a batch system's prolog took for its job",
+    )
     boot_limit_s: float = Field(300.0, gt=0, description="a guest silent for so long is ended")
     wall_limit_s: float = Field(
         7 * 86400.0, gt=0, description="a job that runs longer is ended, unless it asks for less"
@@ -262,6 +275,11 @@ class AgentSettings(Settings):
     socket: AbsolutePath = Field(Path("/run/distrib/agent.sock"), description="the local socket")
     admin_groups: tuple[str, ...] = Field(
         (), description="groups whose members may do everything on the socket"
+    )
+    schedulers: tuple[str, ...] = Field(
+        ("sgeadmin", "slurm", "condor", "lsfadmin"),
+        description="accounts of batch systems, which may ask whether an image is approved for any"
+        " user, and ask for it in that user's name",
     )
     leases_per_user: int = Field(64, ge=1, description="leases that one user may hold at a time")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -109,6 +109,7 @@ class Seeder:
         self._farm_waiting = b""
         self._farm_refused = b""
         self._farm_generation = 0
+        self._zones = Zones()
         self._wake = asyncio.Event()
         self._bus = Bus(
             settings.bus,
@@ -168,6 +169,10 @@ class Seeder:
         """The info-hashes of what is served."""
         return self._seeding.keys()
 
+    def admits(self, address: str) -> bool:
+        """Whether somebody at this address is served: by the farm's map, and nobody without."""
+        return self._zones.admits(address)
+
     def _tell_served(self) -> None:
         if self._settings.ssh.port and self._settings.images_dir.is_dir():
             try:
@@ -197,6 +202,7 @@ class Seeder:
             return
         self._farm_waiting, self._farm_refused = b"", b""
         self._farm_generation = farm.generation
+        self._zones = zones
         self._session.admit(zones)
 
     async def _follow(self) -> None:
@@ -302,7 +308,13 @@ async def run_seeder(settings: SeederSettings, stop: asyncio.Event) -> None:
     async with session.running() as port:
         log.info("seeder-ready", name=settings.name, port=port)
         seeder = Seeder(settings, session)
-        async with serving_web(settings.web, settings.bus, settings.images_dir, seeder):
+        async with serving_web(
+            settings.web,
+            settings.bus,
+            settings.images_dir,
+            seeder,
+            ca_directory=settings.ca_directory,
+        ):
             await seeder.run(stop, port)
 
 

@@ -1,7 +1,9 @@
 """The seeder's images over HTTPS, in ranges, for nodes that show a certificate of the site.
 
 ``GET /images/<infohash>/image.raw`` with one range of at most 16 MiB, and ``image.torrent`` whole.
-Only what the seeder serves on the swarm; so many requests at a time, the others hear 503.
+Only what the seeder serves on the swarm, and to whom it does: addresses of the inventory. Each
+request's certificate is looked up in the site's CRLs. So many requests at a time, the others hear
+503.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import Any, Final, Protocol
 import structlog
 import uvicorn
 from pydantic import Field
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from distrib.bus.certificates import SiteCertificates, common_name
 from distrib.bus.mqtt import BusSettings
 from distrib.config import Section
 from distrib.errors import ConfigInvalid
@@ -47,12 +51,23 @@ class WebSeedSettings(Section):
     requests: int = Field(16, gt=0, description="answered at a time; the others hear 503")
 
 
+REFUSED_MAX: Final = 1000
+"""So many are told of, once each."""
+
+
 class Serves(Protocol):
-    """Says what may be served."""
+    """Says what may be served, and to whom."""
 
     @property
     def serves(self) -> Collection[str]: ...
 
+    def admits(self, address: str) -> bool:
+        """Whether somebody at this address is served."""
+        ...
+
+
+CERTIFICATE: Final = "distrib.certificate"
+"""In the scope of a request: what the client showed, DER."""
 
 Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -62,9 +77,17 @@ class WebSeed:
     """The ASGI application."""
 
     def __init__(
-        self, images_dir: Path, seeder: Serves, *, requests: int, patience_s: float = PATIENCE_S
+        self,
+        images_dir: Path,
+        seeder: Serves,
+        *,
+        certificates: SiteCertificates,
+        requests: int,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._patience_s = patience_s
+        self._certificates = certificates
+        self._refused: set[tuple[str, str, str]] = set()
         self._images = images_dir
         self._seeder = seeder
         self._free = requests
@@ -79,12 +102,28 @@ class WebSeed:
         self._free -= 1
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._get(scope, send)
+                if await self._admits(scope):
+                    await self._get(scope, send)
+                else:
+                    await _answer(send, 403)
         except TimeoutError:
             # An answer that is not whole makes the server hang up.
             log.warning("slow-client", path=scope["path"])
         finally:
             self._free += 1
+
+    async def _admits(self, scope: Scope) -> bool:
+        """Whether who asks is served; else it is told once why not."""
+        certificate: bytes = scope[CERTIFICATE]
+        address = scope["client"][0]
+        why = await self._certificates.fault(certificate)
+        if not why and not self._seeder.admits(address):
+            why = "not an address of the inventory (node add --address), nor of farm.foreign"
+        told = (common_name(certificate), address, why) if why else None
+        if told and told not in self._refused and len(self._refused) < REFUSED_MAX:
+            self._refused.add(told)
+            log.warning("client-refused", certificate=told[0], address=address, why=why)
+        return not why
 
     async def _get(self, scope: Scope, send: Send) -> None:
         found = _PATH.fullmatch(scope["path"])
@@ -130,6 +169,20 @@ async def _answer(
     await send({"type": "http.response.body", "body": b""})
 
 
+class _Connection(H11Protocol):
+    """Puts the client's certificate into the scope, which uvicorn does not."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        shown: bytes = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        served: Any = self.app
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await served({**scope, CERTIFICATE: shown}, receive, send)
+
+        self.app = app
+
+
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -139,14 +192,22 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving_web(
-    settings: WebSeedSettings, bus: BusSettings, images_dir: Path, seeder: Serves
+    settings: WebSeedSettings,
+    bus: BusSettings,
+    images_dir: Path,
+    seeder: Serves,
+    *,
+    ca_directory: Path,
 ) -> AsyncIterator[None]:
-    """Serve while the block runs, where a port is set. Raises ConfigInvalid."""
+    """Serve while the block runs, where a port is set. ``ca_directory`` has the CRLs of the site's
+    CA. Raises ConfigInvalid."""
     if not settings.port:
         yield
         return
+    certificates = await asyncio.to_thread(SiteCertificates, bus.ca, ca_directory)
     config = uvicorn.Config(
-        WebSeed(images_dir, seeder, requests=settings.requests),
+        WebSeed(images_dir, seeder, certificates=certificates, requests=settings.requests),
+        http=_Connection,
         ssl_certfile=str(bus.cert),
         ssl_keyfile=str(bus.key),
         ssl_ca_certs=str(bus.ca),

@@ -29,15 +29,14 @@ LOOK_S: Final = 0.5
 TRY_AGAIN_S: Final = 10.0
 
 STALLED_S: Final = 5.0
-"""A swarm that has brought nothing for so long is helped."""
-
-ASK_AGAIN_S: Final = 5.0
+"""A swarm that has brought nothing for so long is helped, and further leave is asked for as often,
+where the settings say nothing else (``sources.stalled_s``)."""
 
 FREE: Final = frozenset({"path"})
 """What brings nothing upon the seeder needs no leave."""
 
-HELPED_S: Final = 10.0
-"""Who helps is kept for so long at least: what it opened has cost something."""
+HELPED: Final = 2
+"""Who helps is kept for so many times as long at least: what it opened has cost something."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +89,21 @@ class SourceMaker(Protocol):
         Called in the loop each time that the kind is to run; must not block."""
         ...
 
+    async def close(self) -> None:
+        """No source will be made any more: end what they shared."""
+        ...
+
 
 @dataclass(frozen=True)
 class Standing:
     """How a pull stands: seconds since the swarm brought something, and since which the kinds
-    that run have run."""
+    that run have run; after how many of silence it is stalled."""
 
     means: Means
     kinds: tuple[str, ...]
     swarm_silent_s: float
     running_s: dict[str, float] = field(default_factory=dict)
+    stalled_s: float = STALLED_S
 
 
 Policy = Callable[[Standing], Collection[str]]
@@ -116,8 +120,9 @@ def by_transport(standing: Standing) -> Collection[str]:
         return ({str(Transport.TSUNAMI)} | allowed | FREE) & kinds
     if means.transport is Transport.SWARM:
         return allowed & kinds
-    helping = {kind for kind, since_s in standing.running_s.items() if since_s < HELPED_S}
-    if standing.swarm_silent_s >= STALLED_S:
+    kept_s = HELPED * standing.stalled_s
+    helping = {kind for kind, since_s in standing.running_s.items() if since_s < kept_s}
+    if standing.swarm_silent_s >= standing.stalled_s:
         helping |= kinds
     return helping & (allowed | FREE) & kinds
 
@@ -174,7 +179,9 @@ class Further:
         swarm_bytes: Callable[[], int],
         brought: Counter[str],
         policy: Policy = by_transport,
+        stalled_s: float = STALLED_S,
     ) -> None:
+        self._stalled_s = stalled_s
         self._makers = {maker.name: maker for maker in makers}
         self._pulled = pulled
         self._swarm_bytes = swarm_bytes
@@ -234,7 +241,8 @@ class Further:
             silent_s = now_s - heard_s
             self._ask(means, min(silent_s, now_s - brought_s), len(sink.missing()), now_s)
             running_s = {kind: now_s - since_s for kind, (_, _, since_s) in self._running.items()}
-            wanted = self._policy(Standing(means, tuple(self._makers), silent_s, running_s))
+            standing = Standing(means, tuple(self._makers), silent_s, running_s, self._stalled_s)
+            wanted = self._policy(standing)
             if wanted and not self._running:
                 self._went_over = self._pulled.standing()
             for kind in set(self._running) - set(wanted):
@@ -256,7 +264,8 @@ class Further:
     def _ask(self, means: Means, nothing_s: float, missing: int, now_s: float) -> None:
         """Ask for leave where nothing comes; by what there is leave for, it had its time."""
         used_up = self._leave is not None and self._left <= 0
-        due = now_s - self._asked_s >= ASK_AGAIN_S and (used_up or nothing_s >= STALLED_S)
+        silent = used_up or nothing_s >= self._stalled_s
+        due = silent and now_s - self._asked_s >= self._stalled_s
         if means.transport is Transport.AUTO and due and missing and set(self._makers) - FREE:
             self._asked_s = now_s
             self._pulled.ask(missing, self._pulled.standing()[0] or NodeReason.STALLED)

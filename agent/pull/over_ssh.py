@@ -33,6 +33,9 @@ class TsunamiMaker:
         source = OverSsh(self.access, pulled)
         return source if source.plan().upto(Stage.EVERYBODY) else None
 
+    async def close(self) -> None:
+        """See ``SourceMaker``. Each source ends its own connections."""
+
 
 class OverSsh:
     """A pull over SSH: the piece hashes first, where they are not known, then the pieces; it

@@ -10,7 +10,7 @@ import structlog
 
 from agent.cache.cache import Cache
 from agent.cache.store import WriteTarget
-from agent.pull.further import SourceMaker
+from agent.pull.further import STALLED_S, SourceMaker
 from agent.pull.previous import PreviousVersions
 from agent.pull.pulling import ParentLost
 from agent.pull.resume import Resume, ResumeFiles
@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 class PullParts:
     """What every pull of a node uses. ``sessions`` by libtorrent backend, those for the second
     stripe by backend and ``-2``; ``on_damaged`` hears of volumes that turned out bad, ``changed``
-    when a pull stalls or goes on; ``makers`` make the sources beside the swarm."""
+    when a pull stalls or goes on; ``makers`` make the sources beside the swarm, which help with
+    ``auto`` when it was silent for ``stalled_s``."""
 
     cache: Cache
     sessions: Mapping[str, SwarmSession]
@@ -39,6 +40,7 @@ class PullParts:
     on_damaged: Callable[[str], Awaitable[None]]
     changed: Callable[[], None] = lambda: None
     makers: Sequence[SourceMaker] = ()
+    stalled_s: float = STALLED_S
     on_tokens_wanted: Callable[[TokensWanted], None] = lambda _: None
 
     def known_of(

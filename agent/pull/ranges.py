@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +20,7 @@ import structlog
 
 from agent.pull.further import Pulled
 from agent.pull.source import PieceSink, Source
+from distrib.bus.certificates import SiteCertificates, common_name
 from distrib.errors import DigestMismatch, NetworkError, StorageFailed
 from distrib.swarm import IMAGE_FILE, TORRENT_FILE
 from distrib.swarm.pieces import piece_hashes
@@ -127,10 +128,12 @@ class MountedImage:
 
 @dataclass(frozen=True)
 class WebImage:
-    """An image at a URL that answers to ranges; ``client`` proves us to the seeder."""
+    """An image at a URL that answers to ranges; ``client`` proves us to the seeder, ``fault`` says
+    why the certificate that it shows is not to be believed (DER; empty where it is)."""
 
     url: str
     client: Callable[[], httpx.AsyncClient]
+    fault: Callable[[bytes], Awaitable[str]]
 
     @property
     def where(self) -> str:
@@ -154,6 +157,7 @@ class WebImage:
         data = bytearray()
         try:
             async with self.client().stream("GET", url, headers=headers) as answer:
+                await self._check(answer)
                 if answer.status_code != wanted:
                     raise NetworkError(
                         f"{url}: HTTP {answer.status_code}", hint="the seeder's log says why"
@@ -167,6 +171,15 @@ class WebImage:
                 f"{url}: {error or type(error).__name__}", hint="is the seeder there?"
             ) from None
         return bytes(data)
+
+    async def _check(self, answer: httpx.Response) -> None:
+        stream = answer.extensions.get("network_stream")
+        connection = stream.get_extra_info("ssl_object") if stream is not None else None
+        if connection is None:
+            return
+        why = await self.fault(connection.getpeercert(binary_form=True))
+        if why:
+            raise NetworkError(f"{self.url}: {why}", hint="look at the seeder's certificate")
 
 
 @dataclass(frozen=True)
@@ -184,19 +197,36 @@ class PathMaker:
             pulled,
         )
 
+    async def close(self) -> None:
+        """See ``SourceMaker``. Nothing is kept open."""
+
 
 class HttpMaker:
-    """From the web seeds that the site names; the node's certificate proves it there."""
+    """From the web seeds that the site names; the node's certificate proves it there.
+
+    ``seeders`` are the CNs that are taken for seeders; ``ca_directory`` has the site's CRLs."""
 
     name = "http"
 
-    def __init__(self, *, ca: Path, cert: Path, key: Path) -> None:
+    def __init__(
+        self,
+        *,
+        ca: Path,
+        cert: Path,
+        key: Path,
+        ca_directory: Path,
+        seeders: Collection[str] = ("seeder",),
+    ) -> None:
+        """Raises ConfigInvalid."""
         self._files = (ca, cert, key)
+        self._certificates = SiteCertificates(ca, ca_directory)
+        self._seeders = frozenset(seeders)
         self._client: httpx.AsyncClient | None = None
 
     def make(self, pulled: Pulled) -> Source | None:
         """See ``SourceMaker``."""
-        images = [WebImage(url, self._connected) for url in pulled.means().web_seeds]
+        seeds = pulled.means().web_seeds
+        images = [WebImage(url, self._connected, self._fault) for url in seeds]
         return _First(self.name, images, pulled) if images else None
 
     async def close(self) -> None:
@@ -205,12 +235,18 @@ class HttpMaker:
             await self._client.aclose()
             self._client = None
 
+    async def _fault(self, certificate: bytes) -> str:
+        name = common_name(certificate)
+        if name not in self._seeders:
+            return f"{name or 'no name'} answers there, who is no seeder (sources.seeders)"
+        return await self._certificates.fault(certificate)
+
     def _connected(self) -> httpx.AsyncClient:
         if self._client is None:
             ca, cert, key = self._files
             context = ssl.create_default_context(cafile=str(ca))
-            # A seeder's certificate is of its name, and it is asked by address. Whoever of the site
-            # answers in its place has nothing to gain: every piece is hashed.
+            # A seeder's certificate is of its name, which is looked at with each answer; and it is
+            # asked by address.
             context.check_hostname = False
             context.load_cert_chain(cert, key)
             self._client = httpx.AsyncClient(verify=context, timeout=HTTP_LIMIT_S, trust_env=False)

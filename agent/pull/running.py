@@ -264,9 +264,7 @@ class RunningPull:
         self._reopen.clear()
         known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
         have = resumed.have if resumed else None
-        plans = [self._plan]
-        if self._striped:
-            plans = [self._plan.of_stripe(stripe) for stripe in range(STRIPES)]
+        plans = [self._plan.of_stripe(i) for i in range(STRIPES)] if self._striped else [self._plan]
         transfers = []
         for stripe, session in enumerate(sessions):
             missing = unwanted
@@ -329,6 +327,7 @@ class RunningPull:
             pulled,
             swarm_bytes=lambda: pull.transfer.fetched_bytes,
             brought=self.brought,
+            stalled_s=self._parts.stalled_s,
         )
         return (*sources, self._further)
 

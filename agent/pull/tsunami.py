@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -47,9 +48,11 @@ SHARE_AGAIN_S = 2.0
 
 @dataclass(frozen=True)
 class SshAccess:
-    """How this node logs in to others. ``authorities`` sign host keys, where the site has one."""
+    """How this node logs in to others. ``authorities`` sign host keys, where the site has one.
 
-    identity: Identity
+    ``identity`` is asked at each log-in: keys are rotated under a running agent."""
+
+    identity: Callable[[], Identity]
     user: str
     authorities: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -61,7 +64,7 @@ class SshAccess:
             peer.address,
             peer.ssh_port,
             self.user,
-            identity=self.identity,
+            identity=self.identity(),
             trust=trust,
             limits=self.limits,
         )
@@ -93,6 +96,25 @@ class _Session:
     have: bytearray = field(default_factory=bytearray)
     received_bytes: int = 0
     bad: int = 0
+    over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def dial(self, access: SshAccess, infohash: str) -> PieceClient:
+        """In a thread, which cannot be cancelled: what it opened for nobody, it closes itself."""
+        client = access.open(self.peer, infohash)
+        with self.lock:
+            if not self.over:
+                self.client = client
+                return client
+        client.close()
+        raise NetworkError(f"{self.peer.node}: not needed any more", hint="")
+
+    def let_go(self) -> PieceClient | None:
+        """The session is over; what is to be closed yet."""
+        with self.lock:
+            self.over = True
+            client, self.client = self.client, None
+        return client
 
 
 class TsunamiSource:
@@ -213,8 +235,7 @@ class TsunamiSource:
         assert sink is not None  # noqa: S101 - dialled inside ``bring``
         loop = asyncio.get_running_loop()
         try:
-            client = await self._in_thread(self._access.open, session.peer, sink.infohash)
-            session.client = client
+            client = await self._in_thread(session.dial, self._access, sink.infohash)
             session.have = await self._in_thread(
                 partial(client.open, size_bytes=sink.size_bytes, piece_bytes=sink.piece_bytes)
             )
@@ -283,7 +304,7 @@ class TsunamiSource:
     def _close(self, session: _Session) -> None:
         if self._sessions.get(session.peer.address) is session:
             del self._sessions[session.peer.address]
-        client, session.client = session.client, None
+        client = session.let_go()
         if client is not None:
             # Closing joins paramiko's thread.
             self._spawn(self._in_thread(client.close), "close")

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import ssl
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from agent.cache.file import FileStore
 from agent.pull.further import Means, Pulled
 from agent.pull.ranges import HttpMaker, MountedImage, PathMaker, Ranges
 from agent.pull.source import Source
+from distrib.bus import certificates
+from distrib.bus.certificates import SiteCertificates
 from distrib.bus.mqtt import BusSettings
 from distrib.errors import DigestMismatch, NetworkError
 from distrib.swarm import TORRENT_FILE
 from distrib.swarm.transfer import Transfer
-from distrib.webseed import RANGE_MAX_BYTES, WebSeed, WebSeedSettings, serving_web
+from distrib.webseed import CERTIFICATE, RANGE_MAX_BYTES, WebSeed, WebSeedSettings, serving_web
 from tests.contracts.test_source import (
     SourceFor,
     test_it_brings_every_piece,
@@ -46,6 +51,10 @@ class Serving:
     """What a seeder says of itself."""
 
     serves: Collection[str]
+    farm: tuple[str, ...] = ("127.0.0.1",)
+
+    def admits(self, address: str) -> bool:
+        return address in self.farm
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +82,16 @@ def bus(pki: Path, name: str) -> BusSettings:
 
 
 @asynccontextmanager
-async def web_seed(store: Path, pki: Path, *, serves: Collection[str]) -> AsyncIterator[str]:
+async def web_seed(
+    store: Path, pki: Path, *, serves: Collection[str], name: str = "seeder", **farm: Any
+) -> AsyncIterator[str]:
     """Where the images are, as nodes are told it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = WebSeedSettings(port=port, address="127.0.0.1")
-    async with serving_web(settings, bus(pki, "seeder"), store, Serving(serves)):
+    seeder = Serving(serves, **farm)
+    trust = pki / "trust"
+    async with serving_web(settings, bus(pki, name), store, seeder, ca_directory=trust):
         yield f"https://127.0.0.1:{port}/images"
 
 
@@ -98,12 +111,16 @@ async def path(store: Path, pki: Path, published: Published, _: Transfer) -> Asy
     yield source
 
 
+def maker_of(pki: Path) -> HttpMaker:
+    own = bus(pki, "wn1")
+    return HttpMaker(ca=own.ca, cert=own.cert, key=own.key, ca_directory=pki / "trust")
+
+
 @asynccontextmanager
 async def http(store: Path, pki: Path, published: Published, _: Transfer) -> AsyncIterator[Source]:
-    own = bus(pki, "wn1")
     async with web_seed(store, pki, serves=[published.info.infohash]) as url:
         where = f"{url}/{published.info.infohash}/image.raw"
-        maker = HttpMaker(ca=own.ca, cert=own.cert, key=own.key)
+        maker = maker_of(pki)
         source = maker.make(pulled(published, where))
         assert source is not None
         yield source
@@ -140,8 +157,6 @@ async def test_other_bytes_under_the_name_are_given_up_and_nothing_of_them_is_ke
 
 
 def as_node(pki: Path, name: str | None) -> AbstractAsyncContextManager[httpx.AsyncClient]:
-    import ssl
-
     context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
     context.check_hostname = False
     if name is not None:
@@ -179,13 +194,81 @@ async def test_a_web_seed_is_for_certificates_of_the_site(
             await nobody.get(f"{url}/{infohash}/image.raw", headers={"Range": "bytes=0-9"})
 
 
+async def asked_for(maker: HttpMaker, url: str, published: Published, transfer: Transfer) -> None:
+    source = maker.make(pulled(published, f"{url}/{published.info.infohash}/image.raw"))
+    assert source is not None
+    try:
+        async with asyncio.timeout(30):
+            await source.bring(transfer)
+    finally:
+        await maker.close()
+
+
+async def test_a_revoked_certificate_is_refused_on_a_connection_that_stands(
+    store: Path, tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_S", 0.0)
+    command(["distrib", "testpki", "init", str(tmp_path / "pki"), "--node=wn1", "--node=wn2"])
+    own = tmp_path / "pki" / "site"
+    infohash = published.info.infohash
+    part = {"Range": "bytes=0-9"}
+    with capture_logs() as said:
+        async with web_seed(store, own, serves=[infohash]) as url:
+            image = f"{url}/{infohash}/image.raw"
+            async with as_node(own, "wn1") as one, as_node(own, "wn2") as two:
+                assert (await one.get(image, headers=part)).status_code == 206
+                command(["distrib", "testpki", "revoke", str(own), "wn1"])
+                told = [(await one.get(image, headers=part)).status_code for _ in range(3)]
+                assert told == [403, 403, 403]
+                assert (await two.get(image, headers=part)).status_code == 206
+    (line,) = [one for one in said if one["event"] == "client-refused"]
+    assert line["certificate"] == "wn1"
+    assert "was revoked at" in line["why"]
+
+
+async def test_who_is_not_of_the_inventory_is_told_so(
+    store: Path, pki: Path, published: Published, transfer: Transfer
+) -> None:
+    with capture_logs() as said:
+        async with web_seed(store, pki, serves=[published.info.infohash], farm=()) as url:
+            with pytest.raises(NetworkError, match="HTTP 403"):
+                await asked_for(maker_of(pki), url, published, transfer)
+    (line,) = [one for one in said if one["event"] == "client-refused"]
+    assert (line["certificate"], line["address"]) == ("wn1", "127.0.0.1")
+    assert "inventory" in line["why"]
+
+
+async def test_somebody_else_of_the_site_in_a_seeders_place_is_not_asked(
+    store: Path, pki: Path, published: Published, transfer: Transfer
+) -> None:
+    infohash = published.info.infohash
+    async with web_seed(store, pki, serves=[infohash], name="server") as url:
+        with pytest.raises(NetworkError, match="no seeder"):
+            await asked_for(maker_of(pki), url, published, transfer)
+    assert transfer.done_bytes == 0
+
+
+async def test_a_revoked_seeder_is_not_asked(
+    store: Path, tmp_path: Path, published: Published, transfer: Transfer
+) -> None:
+    command(["distrib", "testpki", "init", str(tmp_path / "pki"), "--node=wn1"])
+    own = tmp_path / "pki" / "site"
+    command(["distrib", "testpki", "revoke", str(own), "seeder"])
+    async with web_seed(store, own, serves=[published.info.infohash]) as url:
+        with pytest.raises(NetworkError, match="was revoked at"):
+            await asked_for(maker_of(own), url, published, transfer)
+    assert transfer.done_bytes == 0
+
+
 async def test_a_client_that_takes_nothing_neither_fills_the_memory_nor_keeps_others_out(
-    tmp_path: Path,
+    tmp_path: Path, pki: Path
 ) -> None:
     infohash = "0" * 64
     (tmp_path / infohash).mkdir()
     (tmp_path / infohash / "image.raw").write_bytes(bytes(RANGE_MAX_BYTES))
-    app = WebSeed(tmp_path, Serving([infohash]), requests=1, patience_s=0.2)
+    believed = SiteCertificates(pki / "ca.pem", pki / "trust")
+    serving = Serving([infohash])
+    app = WebSeed(tmp_path, serving, certificates=believed, requests=1, patience_s=0.2)
     held, stuck = 0, asyncio.Event()
 
     async def takes_nothing(message: dict[str, object]) -> None:
@@ -202,7 +285,10 @@ async def test_a_client_that_takes_nothing_neither_fills_the_memory_nor_keeps_ot
     async def reads(message: dict[str, object]) -> None:
         said.append(message.get("status"))
 
+    certificate = (pki / "certs" / "wn1.pem").read_text()
     scope = {
+        CERTIFICATE: ssl.PEM_cert_to_DER_cert(certificate),
+        "client": ("127.0.0.1", 1),
         "type": "http",
         "method": "GET",
         "path": f"/images/{infohash}/image.raw",

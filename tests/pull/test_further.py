@@ -47,9 +47,9 @@ def test_what_is_ordered_runs_and_auto_helps_while_the_swarm_brings_nothing() ->
     leave = (everything,)
     assert by_transport(standing(Transport.AUTO, silent_s=stalled_s, tokens=leave)) == set(KINDS)
     assert not by_transport(standing(Transport.AUTO, silent_s=1, tokens=leave))
-    helping = standing(Transport.AUTO, tokens=leave, http=further.HELPED_S - 1)
+    helping = standing(Transport.AUTO, tokens=leave, http=further.HELPED * stalled_s - 1)
     assert by_transport(helping) == {"http"}
-    assert not by_transport(standing(Transport.AUTO, tokens=leave, http=further.HELPED_S))
+    assert not by_transport(standing(Transport.AUTO, tokens=leave, http=further.HELPED * stalled_s))
 
 
 @dataclass
@@ -75,6 +75,9 @@ class Maker:
     made: int = 0
     name: str = "path"
     asked: list[Means] = field(default_factory=list)
+
+    async def close(self) -> None:
+        """Nothing is shared."""
 
     def make(self, pulled: Pulled) -> Source | None:
         self.made += 1
@@ -157,6 +160,9 @@ class Endless:
 
     name: str = "tsunami"
 
+    async def close(self) -> None:
+        """Nothing is shared."""
+
     def make(self, pulled: Pulled) -> Source | None:
         return self
 
@@ -168,8 +174,7 @@ class Endless:
 async def test_leave_is_asked_for_and_ends_with_its_pieces(
     published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("STALLED_S", "ASK_AGAIN_S", "LOOK_S"):
-        monkeypatch.setattr(further, name, 0.05)
+    monkeypatch.setattr(further, "LOOK_S", 0.05)
     granted: list[GrantTokens] = []
     asked: list[int] = []
     again = asyncio.Event()
@@ -193,6 +198,7 @@ async def test_leave_is_asked_for_and_ends_with_its_pieces(
         ),
         swarm_bytes=lambda: 0,
         brought=Counter(),
+        stalled_s=0.05,
     )
     sink = Memory(200)
     bringing = asyncio.create_task(source.bring(sink))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from agent.cache.file import FileStore
@@ -91,7 +93,7 @@ async def serving(
 
 
 def access(hosts: list[Sshd]) -> SshAccess:
-    return SshAccess(Identity.read(hosts[0].directory.parent / "key"), USER)
+    return SshAccess(lambda: Identity.read(hosts[0].directory.parent / "key"), USER)
 
 
 @pytest.fixture
@@ -178,3 +180,30 @@ async def test_only_a_deadline_ends_a_pull_from_nobody(
     source = TsunamiSource(Plan((gone,)), access(hosts), deadline_s=now_s + 1.5)
     with pytest.raises(TimedOut, match="deadline"):
         await source.bring(transfer)
+
+
+async def test_what_is_opened_for_a_pull_that_has_ended_is_closed(
+    hosts: list[Sshd], published: Published, transfer: Transfer
+) -> None:
+    """A thread that logs in cannot be cancelled: its connection comes when nobody wants it."""
+    dialling, go_on = threading.Event(), threading.Event()
+
+    def identity() -> Identity:
+        dialling.set()
+        assert go_on.wait(30)
+        return Identity.read(hosts[0].directory.parent / "key")
+
+    before = set(threading.enumerate())
+    async with serving(hosts[0], published, published.directory / "image.raw") as peer:
+        source = TsunamiSource(Plan((peer,)), SshAccess(identity, USER))
+        bringing = asyncio.create_task(source.bring(transfer))
+        await asyncio.to_thread(dialling.wait, 30)
+        bringing.cancel()
+        await asyncio.gather(bringing, return_exceptions=True)
+        go_on.set()
+        left = {one for one in threading.enumerate() if one.name.startswith("pieces")} - before
+        for thread in left:
+            await asyncio.to_thread(thread.join, 30)
+    assert left
+    connections = [one for one in threading.enumerate() if isinstance(one, paramiko.Transport)]
+    assert [one for one in connections if one not in before and one.is_active()] == []
