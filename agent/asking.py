@@ -7,7 +7,7 @@ of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,28 +37,33 @@ class _Want(_Check):
 
 
 class Asking:
-    """The operations by name: ``table`` is what the socket serves."""
+    """The operations by name: ``table`` is what the socket serves. ``schedulers``: accounts that
+    may ask for any user, beside administrators."""
 
     def __init__(
         self,
         *,
         authority: Authority,
         reporter: Reporter,
+        schedulers: Collection[str] = (),
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._authority = authority
         self._reporter = reporter
+        self._schedulers = frozenset(schedulers)
         self._monotonic_s = monotonic_s
         self._asked_s: dict[str, float] = {}
         self.table: Mapping[str, Operation] = {"check": self._check, "want": self._want}
 
     async def _check(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         request = parse(_Check, args)
-        return _told(request.image, self._approved(request.image, request.user or caller.user))
+        user = self._for_whom(caller, request.user)
+        return _told(request.image, self._approved(request.image, user))
 
     async def _want(self, caller: Caller, args: Args, send: Send) -> dict[str, object]:
         request = parse(_Want, args)
-        found = self._approved(request.image, request.user or caller.user)
+        user = self._for_whom(caller, request.user)
+        found = self._approved(request.image, user)
         version = parse_image_ref(request.image).version
         image = found[0].identifier + (f"@{version}" if version else "")
         now_s = self._monotonic_s()
@@ -66,9 +71,19 @@ class Asking:
         asked = image not in self._asked_s
         if asked:
             self._asked_s[image] = now_s
-            user = request.user or caller.user
             self._reporter.request(ImageWanted(image=image, job=request.job, user=user))
         return _told(request.image, found) | {"asked": asked}
+
+    def _for_whom(self, caller: Caller, user: str | None) -> str:
+        """The user that is asked for: the caller, as the kernel names it, unless it may speak for
+        others. Raises Forbidden."""
+        if user in {None, caller.user} or caller.admin or caller.user in self._schedulers:
+            return user or caller.user
+        raise Forbidden(
+            f"user {caller.user} may not ask what user {user} may have",
+            hint="root and the accounts of batch systems may (setting schedulers)",
+            user=caller.user,
+        )
 
     def _approved(self, text: str, user: str) -> tuple[SiteImage, ...]:
         """The versions that IMAGE may mean to a user, newest first.

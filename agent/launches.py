@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent.cache.cache import Cache
-from agent.cache.holders import holder_of_pid
+from agent.cache.holders import JobHolder, holder_of_pid
 from agent.cache.leases import Lease
 from agent.giving import Giving, Recipient
 from agent.launch.choosing import Job
@@ -217,7 +217,10 @@ class Launches:
 
     async def _lease(self, caller: Caller, request: _Launch) -> Lease:
         """The lease to launch in: one that there is, or a new one for the caller's life."""
+        only_in_jobs = self._settings.launch.only_in_jobs
         if request.lease is None:
+            if only_in_jobs:
+                raise _only_in_jobs()
             assert request.image is not None  # noqa: S101 - checked above
             return await self._giving.give(
                 Recipient.of(caller, agents_own=True),
@@ -226,6 +229,8 @@ class Launches:
                 scratch_bytes=self._giving.scratch_for(caller, request.scratch_bytes),
             )
         lease = await self._giving.held(caller, request.lease)
+        if only_in_jobs and not isinstance(lease.holder, JobHolder):
+            raise _only_in_jobs()
         await asyncio.to_thread(_require_agents_own, lease, self._launcher.own_uids)
         return lease
 
@@ -239,6 +244,13 @@ def _told(launched: Launched, result: JobResult) -> dict[str, object]:
         "image": f"{launched.record.run.image}@{launched.record.run.version}",
         "lease": launched.record.lease,
     }
+
+
+def _only_in_jobs() -> Forbidden:
+    return Forbidden(
+        "guests run on this node only in jobs of its batch system",
+        hint="submit a job that names the image (the site set launch.only_in_jobs)",
+    )
 
 
 def _decoded(text: str, what: str) -> bytes:

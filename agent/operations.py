@@ -77,7 +77,7 @@ class Operations:
             **self.giving.table,
             **launches(self.giving).table,
             **upkeep(self.resolve).table,
-            **Asking(authority=authority, reporter=reporter).table,
+            **Asking(authority=authority, reporter=reporter, schedulers=settings.schedulers).table,
             **Accounts(RunLog(settings.state_dir / "runlog")).table,
         }
 

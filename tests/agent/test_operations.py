@@ -45,6 +45,8 @@ class Listener:
 
     def changed(self) -> None: ...
 
+    def request(self, _wanted: object) -> None: ...
+
 
 class NoGuests:
     """A launcher that says that it was asked."""
@@ -59,7 +61,7 @@ class NoGuests:
 class Place:
     """An agent's operations over a cache with the site's image on it, ready and active."""
 
-    def __init__(self, root: Path, world: World) -> None:
+    def __init__(self, root: Path, world: World, **flags: str) -> None:
         self.world = world
         self.authority = Authority(
             root / "state",
@@ -87,9 +89,8 @@ class Place:
         self.cache.to_verifying(image.infohash)
         self.cache.ready(image.infohash)
         self.cache.activate(image.infohash)
-        settings = AgentSettings.load(
-            file=None, flags={"node": "wn001", "leases_per_user": "2", "cache.cow_bytes": "65536"}
-        )
+        given = {"node": "wn001", "leases_per_user": "2", "cache.cow_bytes": "65536"}
+        settings = AgentSettings.load(file=None, flags=given | flags)
         self.operations = Operations(
             settings,
             authority=self.authority,
@@ -193,6 +194,50 @@ async def test_an_administrator_leases_for_a_job_and_its_owner_launches_in_it(
         ALICE, {"lease": "gridengine:4711.1"}, cast(Send, None)
     )
     assert released == {"released": given["lease"]}
+
+
+async def test_a_site_may_have_guests_in_jobs_only(tmp_path: Path, world: World) -> None:
+    place = Place(tmp_path, world, **{"launch.only_in_jobs": "true"})
+    script = base64.b64encode(b"true\n").decode()
+
+    async def launch(caller: Caller, **args: str) -> Any:
+        return await place.operations.table["launch"](
+            caller, {"script": script, **args}, cast(Send, None)
+        )
+
+    own = (await place.lease(ROOT, user="alice")).result
+    for caller in (ALICE, ROOT):
+        for args in ({"image": place.image}, {"lease": own["lease"]}):
+            with pytest.raises(Forbidden, match="only in jobs of its batch system"):
+                await launch(caller, **args)
+    assert len(place.cache.leases()) == 1, "what is refused leaves no lease"
+    of_job = (await place.lease(ROOT, user="alice", holder=JOB)).result
+    with pytest.raises(LaunchFailed, match=of_job["lease"]):
+        await launch(ALICE, lease="gridengine:4711.1")
+
+
+@pytest.mark.parametrize("op", ["check", "want"])
+async def test_nobody_asks_in_anothers_name_but_root_and_batch_systems(
+    place: Place, op: str
+) -> None:
+    image = replace(place.world.site_image(), audience=("bob",))
+    place.authority.site_list = replace(place.world.site_list(), images=(image,))
+
+    async def ask(caller: Caller, **args: str) -> Any:
+        return await place.operations.table[op](
+            caller, {"image": place.image, **args}, cast(Send, None)
+        )
+
+    with pytest.raises(Forbidden, match="alice may not ask what user bob may have"):
+        await ask(ALICE, user="bob")
+    with pytest.raises(Forbidden, match="not for user alice"):
+        await ask(ALICE, user="alice")
+    slurm = replace(ALICE, user="slurm")
+    for caller, args in ((BOB, {}), (BOB, {"user": "bob"}), (ROOT, {"user": "bob"})):
+        assert (await ask(caller, **args))["versions"] == [image.version]
+    assert (await ask(slurm, user="bob"))["versions"] == [image.version]
+    with pytest.raises(Forbidden, match="not for user alice"):
+        await ask(slurm, user="alice")
 
 
 @pytest.mark.root
