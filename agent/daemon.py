@@ -308,6 +308,7 @@ class Agent:
                 infohash=infohash,
                 parent=lost.parent.node,
                 now_from=lost.now_from.node if lost.now_from else None,
+                reason=lost.reason,
             )
         )
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from agent.pull.pulling import (
+    AHEAD_S,
     FALLBACK_WAIT_S,
     HEARD_S,
     KNOWN_MAX,
@@ -98,7 +99,7 @@ def on_sample(state: Pulling, samples: Iterable[PeerSample], *, now_s: float) ->
     if state.stage is Stage.PARENTS:
         extra = (*state.leaving, *state.asked)
         extra = tuple(peer for peer in extra if peer not in state.plan.parents)
-        if extra and grown & parents:
+        if extra and (grown & parents or _ahead_of(state, parents, now_s)):
             effects.append(Leave(each_once(extra)))
             state = replace(state, leaving=(), asked=state.plan.parents)
     elif not grown & parents:
@@ -243,6 +244,15 @@ def _in_silence(state: Pulling, silence_s: float, now_s: float) -> Step:
     return state, tuple(effects)
 
 
+def _ahead_of(state: Pulling, parents: set[str], now_s: float) -> bool:
+    """Whether the plan's parents are here, and have nothing yet that this node has not: it was
+    moved down, and who fed it feeds another."""
+    if now_s - state.began_s < AHEAD_S:
+        return False
+    here = [state.samples[address] for address in parents if address in state.samples]
+    return len(here) == len(parents) and not any(sample.interesting for sample in here)
+
+
 def _retry_parents(state: Pulling, now_s: float) -> Step:
     gone = tuple(peer for peer in state.plan.parents if peer.address not in state.samples)
     if not gone or now_s - state.retried_s < state.retry_s:
@@ -264,7 +274,7 @@ def _lose(state: Pulling, peer: Peer, reason: NodeReason, what: str, now_s: floa
     effects: tuple[Effect, ...] = (Leave((peer,)),)
     now_from = current[0] if current else _candidate(state)
     if peer in state.plan.parents:
-        effects = (*effects, ParentLost(peer, now_from))
+        effects = (*effects, ParentLost(peer, now_from, reason))
     if current:
         return state, effects
     state, more = _next(state, now_s)

@@ -53,6 +53,9 @@ RETRY_MAX_S = 16.0
 LEAVE_S = 5.0
 """Those of the plan before are left once a new parent delivers, or after this time."""
 
+AHEAD_S = 1.0
+"""Sooner, new parents that are connected may just not have said yet what they have."""
+
 KNOWN_MAX = 64
 
 
@@ -164,10 +167,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class ParentLost:
-    """Effect: tell the controller that ``parent`` brings nothing any more."""
+    """Effect: tell the controller that ``parent`` brings nothing any more, and why."""
 
     parent: Peer
     now_from: Peer | None
+    reason: NodeReason
 
 
 @dataclass(frozen=True)

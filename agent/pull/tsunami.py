@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import TypeVar
 import structlog
 
 from agent.pull import machine
-from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe
+from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe, Stage
 from agent.pull.source import PieceSink
 from distrib.bus.messages import NodeReason, Peer
 from distrib.errors import DistribError, NetworkError, TimedOut
@@ -95,7 +96,6 @@ class _Session:
     client: PieceClient | None = None
     have: bytearray = field(default_factory=bytearray)
     received_bytes: int = 0
-    bad: int = 0
     over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -138,6 +138,8 @@ class TsunamiSource:
         self._on_bad_peer = on_bad_peer
         self._brought = brought
         self._sessions: dict[str, _Session] = {}
+        # By host key, not by address as in a swarm: nobody else can have sent what was bad.
+        self._bad: Counter[str] = Counter()
         self._sink: PieceSink | None = None
         self._shared_s = 0.0
         self._good: set[int] = set()
@@ -212,6 +214,8 @@ class TsunamiSource:
     def _dial(self, peer: Peer) -> None:
         if self._sink is None or peer.address in self._sessions or not peer.ssh_port:
             return
+        if self._bad[peer.node] >= BAD_MAX and self._state.stage is not Stage.EVERYBODY:
+            return
         session = _Session(peer)
         self._sessions[peer.address] = session
         session.task = asyncio.create_task(self._run(session), name=f"pieces from {peer.node}")
@@ -271,10 +275,10 @@ class TsunamiSource:
                 return
         finally:
             room.release()
-        session.bad += 1
+        self._bad[session.peer.node] += 1
         session.have[piece.index] = 0
         self._on_bad_peer(session.peer, f"piece {piece.index} failed its hash")
-        if session.bad == BAD_MAX:
+        if self._bad[session.peer.node] >= BAD_MAX:
             self._close(session)
             address = session.peer.address
             self._step(machine.on_banned(self._state, address, now_s=self._now_s()))

@@ -333,6 +333,7 @@ class ParentLost(Model):
     infohash: Infohash
     parent: NodeName
     now_from: NodeName | None = None
+    reason: NodeReason | None = None
 
 
 class TokensWanted(Model):

@@ -8,7 +8,7 @@ from statistics import median_low
 
 import structlog
 
-from distrib.bus.messages import State
+from distrib.bus.messages import NodeReason, ParentLost, State
 from distrib.rollout.desired import Wanted, report_interval_s
 from distrib.rollout.fleet import Fleet
 from distrib.swarm.relay import RelayPlan, plan_relay
@@ -108,16 +108,19 @@ class Planner:
         """The peers of all nodes that want a torrent, as planned last."""
         return self._links.get(infohash, {})
 
-    def parent_lost(self, infohash: str, *, child: str, parent: str, now: datetime) -> bool:
-        """``child`` gets nothing from ``parent``; whether the plan has to change.
+    def parent_lost(self, lost: ParentLost, *, child: str, now: datetime) -> bool:
+        """``child`` gets nothing from its parent; whether the plan has to change.
 
         The parent goes to the end, unless it has no more than the child itself: then it waits for
-        a parent of its own, and whoever is at fault is named by another.
+        a parent of its own, and whoever is at fault is named by another. One that spoils what it
+        sends goes there however much it has.
         """
+        infohash, parent = lost.infohash, lost.parent
         told = [peer.node for peer in self.links(child, infohash).parents]
         if parent not in told:
             return False
-        if parent in self._fleet.inventory and child in self._fleet.inventory:
+        spoils = lost.reason is NodeReason.HASH_FAILED
+        if not spoils and {parent, child} <= self._fleet.inventory.keys():
             has = self._fleet.member(parent, infohash).progress
             if has < 1.0 and has <= self._fleet.member(child, infohash).progress:
                 return False

@@ -156,9 +156,7 @@ class State:
 
     def parent_lost(self, lost: ParentLost, *, child: str) -> None:
         """A node gets nothing from its parent."""
-        if self.planner.parent_lost(
-            lost.infohash, child=child, parent=lost.parent, now=self._clock()
-        ):
+        if self.planner.parent_lost(lost, child=child, now=self._clock()):
             self._torrents.add(lost.infohash)
 
     def add_rollout(self, kept: RolloutRecord, wanted: Mapping[str, tuple[Assigned, ...]]) -> None:

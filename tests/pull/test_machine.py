@@ -118,7 +118,7 @@ def test_a_parent_that_was_killed_is_replaced_at_once_and_the_head_is_told() -> 
     story.fed_by(PARENT)
     story.now_s += 1.0
     effects = story.down(PARENT, Answer.REFUSES)
-    assert ParentLost(PARENT, GRANDPARENT) in effects
+    assert ParentLost(PARENT, GRANDPARENT, NodeReason.NO_PEERS) in effects
     assert Ask((GRANDPARENT,)) in effects
     assert Leave((PARENT,)) in effects
     assert story.state.reason is NodeReason.NO_PEERS
@@ -129,7 +129,7 @@ def test_a_parent_whose_link_is_dark_is_replaced_within_two_seconds() -> None:
     story = Story()
     story.fed_by(PARENT)
     effects = story.silence(2.0, Answer.NONE, PARENT)
-    assert ParentLost(PARENT, GRANDPARENT) in effects
+    assert ParentLost(PARENT, GRANDPARENT, NodeReason.NO_PEERS) in effects
     # The grandparent was dialled as soon as one probe had no answer.
     assert effects.index(Ask((GRANDPARENT,))) < effects.index(Leave((PARENT,)))
     assert SEEDER not in {p for e in effects if isinstance(e, Ask) for p in e.peers}
@@ -160,7 +160,7 @@ def test_a_parent_that_has_pieces_and_sends_none_is_replaced() -> None:
     effects = story.silence(2.5, Answer.TAKES, PARENT)
     assert not [effect for effect in effects if isinstance(effect, ParentLost)]
     effects = story.silence(2.0, Answer.TAKES, PARENT)
-    assert ParentLost(PARENT, GRANDPARENT) in effects
+    assert ParentLost(PARENT, GRANDPARENT, NodeReason.STALLED) in effects
     assert story.state.text == "wn2 has pieces and sends none"
 
 
@@ -237,7 +237,7 @@ def test_a_dark_parent_is_found_although_the_spare_delivers_already() -> None:
 def test_who_sends_bad_bytes_is_left_and_as_a_parent_dialled_again_ever_more_seldom() -> None:
     story = Story(Plan((PARENT,), (GRANDPARENT, SEEDER)))
     effects = story.step(machine.on_banned(story.state, PARENT.address, now_s=story.now_s))
-    assert ParentLost(PARENT, GRANDPARENT) in effects
+    assert ParentLost(PARENT, GRANDPARENT, NodeReason.HASH_FAILED) in effects
     assert story.state.reason is NodeReason.HASH_FAILED
     effects = story.fed_by(GRANDPARENT, for_s=20)
     assert effects.count(Ask((PARENT,))) == 3
@@ -345,3 +345,21 @@ def test_whoever_comes_last_is_found_when_all_others_are_gone() -> None:
     story.done.clear()
     story.silence(8.0, Answer.REFUSES)
     assert any(FRIEND in e.peers for e in story.done if isinstance(e, Ask))
+
+
+def test_who_is_moved_below_a_node_that_has_less_leaves_who_fed_it() -> None:
+    story = Story()
+    story.fed_by(PARENT)
+    story.step(machine.on_plan(story.state, Plan((OTHER,)), now_s=story.now_s, deadline_s=None))
+    assert Leave((PARENT,)) not in story.fed_by(PARENT, for_s=0.8)
+    left: tuple[Effect, ...] = ()
+    while Leave((PARENT,)) not in left:
+        story.now_s += 0.5
+        assert story.now_s < 105.0
+        story.received[PARENT] += 1000
+        samples = [
+            _sample(PARENT, story.received[PARENT]),
+            _sample(OTHER, 0, interesting=False),
+        ]
+        left = story.step(machine.on_sample(story.state, samples, now_s=story.now_s))
+    assert story.state.asked == (OTHER,)
