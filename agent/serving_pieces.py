@@ -11,11 +11,9 @@ import binascii
 import contextlib
 import json
 import os
-import re
-import shlex
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,20 +22,14 @@ from distrib.errors import (
     DistribError,
     MessageInvalid,
     NetworkError,
-    NotFound,
-    OperatorError,
-    StorageFailed,
 )
+from distrib.tsunami.admitting import limited
 from distrib.tsunami.serving import Lent
 
 CONNECT_S: Final = 10.0
 LINE_MAX_BYTES: Final = 4 << 20
 MARK: Final = "serve-pieces"
 COMMENT: Final = "distrib-pieces"
-
-_KEY = re.compile(
-    r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*"
-)
 
 
 class AgentShelf:
@@ -131,44 +123,5 @@ def _updates(lines: _Lines) -> Iterator[Iterable[tuple[int, int]]]:
 
 def key_line(public_key: str, *, agent_socket: Path, authority: bool = False) -> str:
     """The line of ``authorized_keys`` for a public key. Raises OperatorError for what is none."""
-    found = _KEY.match(public_key.strip())
-    if found is None:
-        raise OperatorError("not a public key", hint="one line of a .pub file")
     words = (sys.executable, "-I", "-m", "agent", "--socket", str(agent_socket), MARK)
-    command = shlex.join(words)
-    if any(char in command for char in '"\\\n'):
-        raise OperatorError(f"{command}: cannot be quoted", hint="use paths without quotes")
-    options = ["cert-authority"] if authority else []
-    options += ["restrict", f'command="{command}"']
-    return f"{','.join(options)} {found[0]} {COMMENT}"
-
-
-def install(file: Path, lines: Sequence[str]) -> None:
-    """Have these lines of ours in an ``authorized_keys`` file, and no others of ours.
-
-    Lines of others stay. Raises StorageFailed."""
-    try:
-        before = file.read_text("utf-8").splitlines() if file.exists() else []
-        kept = [line for line in before if not line.rstrip().endswith(COMMENT)]
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = file.with_name(f".{file.name}.distrib")
-        fresh.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as stream:
-            stream.write("".join(f"{line}\n" for line in (*kept, *lines)))
-            if file.exists():
-                os.fchown(fd, file.stat().st_uid, file.stat().st_gid)
-                os.fchmod(fd, file.stat().st_mode & 0o777)
-            stream.flush()
-            os.fsync(fd)
-        fresh.replace(file)
-    except OSError as error:
-        raise StorageFailed(f"{file}: {error.strerror}", hint="check its directory") from None
-
-
-def read_public_key(file: Path) -> str:
-    """The text of a .pub file. Raises NotFound."""
-    try:
-        return file.read_text("utf-8", errors="replace").strip()
-    except OSError as error:
-        raise NotFound(f"{file}: {error.strerror}", hint="name a .pub file") from None
+    return limited(public_key, words, comment=COMMENT, authority=authority)

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import click
 
-from agent.serving_pieces import AgentShelf, install, key_line, read_public_key
+from agent.serving_pieces import COMMENT, AgentShelf, key_line
 from distrib.errors import OperatorError
+from distrib.tsunami.admitting import install, read_public_keys
 from distrib.tsunami.serving import PieceSession
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command("serve-pieces")
-@click.option("--print-line", type=FILE, metavar="KEY.pub", help="Print the key's line, no more.")
+@click.option("--print-line", type=FILE, metavar="KEY.pub", help="Print the keys' lines, no more.")
 @click.option(
     "--install",
     "to_install",
@@ -50,14 +51,13 @@ def serve_pieces(
         distrib-agent serve-pieces --install peers.pub
     """
     if print_line is not None:
-        line = key_line(read_public_key(print_line), agent_socket=socket, authority=authority)
-        click.echo(json.dumps({"line": line}) if as_json else line)
+        keys = read_public_keys(print_line)
+        lines = [key_line(key, agent_socket=socket, authority=authority) for key in keys]
+        click.echo(json.dumps({"lines": lines}) if as_json else "\n".join(lines))
     elif to_install:
-        lines = [
-            key_line(read_public_key(file), agent_socket=socket, authority=authority)
-            for file in to_install
-        ]
-        install(authorized_keys, lines)
+        keys = [key for file in to_install for key in read_public_keys(file)]
+        lines = [key_line(key, agent_socket=socket, authority=authority) for key in keys]
+        install(authorized_keys, lines, comment=COMMENT)
         told = {"authorized_keys": str(authorized_keys), "keys": len(lines)}
         click.echo(json.dumps(told) if as_json else f"{authorized_keys}: {len(lines)} keys of ours")
     elif sys.stdin.isatty():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +16,19 @@ import click
 from distrib.cli.client import connected, path_of
 from distrib.cli.output import json_option, print_json, print_line, print_table
 from distrib.cli.progress import progress
-from distrib.errors import DistribError, NotFound, OperatorError, Partial
+from distrib.cli.tsunami_hosts import CONNECTING, end_by, read_hosts
+from distrib.cli.tsunami_keys import keys
+from distrib.errors import DistribError, NotFound, OperatorError
 from distrib.printable import bytes_text
 from distrib.swarm import IMAGE_FILE
-from distrib.tsunami.hosts import PlainHost, parse_hosts
+from distrib.tsunami.hosts import PlainHost
 from distrib.tsunami.keys import Identity, KnownHosts
 from distrib.tsunami.push import Outcome, Push, chunk_mib_for
 from distrib.tsunami.remote import MIB, Job, Remote
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 READ_BYTES = 4 << 20
-CONNECTING = 16
+AGAIN = "call it again: what is there stays"
 
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._+@,=:/-]*[A-Za-z0-9._+@,=:-]")
 
@@ -51,6 +52,9 @@ def _reaching(command: Callable[..., None]) -> Callable[..., None]:
 @click.group("tsunami")
 def tsunami() -> None:
     """Files to hosts that have nothing but an sshd, which pass them on to each other."""
+
+
+tsunami.add_command(keys)
 
 
 @tsunami.command("push")
@@ -78,7 +82,7 @@ def push(
 
     Interrupted, it goes on from there when it is called again. Exit 8 when some hosts failed.
     """
-    hosts = _hosts(hosts_file, user)
+    hosts = read_hosts(hosts_file, user)
     target = _target(to)
     key, known = Identity.read(identity), KnownHosts.read(known_hosts)
     file, sha512 = _find(source, images)
@@ -109,7 +113,8 @@ def push(
         )
         under_way.run()
     _print(under_way, time.monotonic() - began_s, as_json=as_json)
-    _end_by([one.error for one in under_way.outcomes.values()], as_json=as_json)
+    faults = [one.error for one in under_way.outcomes.values()]
+    end_by(faults, as_json=as_json, hint=AGAIN)
 
 
 @tsunami.command("clean")
@@ -129,7 +134,7 @@ def clean(
     as_json: bool,
 ) -> None:
     """Remove what pushes of IMAGE or FILE left on hosts: processes, keys, partial files."""
-    hosts = _hosts(hosts_file, user)
+    hosts = read_hosts(hosts_file, user)
     target = _target(to)
     key, known = Identity.read(identity), KnownHosts.read(known_hosts)
     file, sha512 = _find(source, images)
@@ -162,20 +167,10 @@ def clean(
     else:
         for host, fault in zip(hosts, faults, strict=True):
             print_line(f"{host.name} clean" if fault is None else fault.message)
-    _end_by(faults, as_json=as_json)
+    end_by(faults, as_json=as_json, hint=AGAIN)
 
 
 # -- what was meant -------------------------------------------------------------------------------
-
-
-def _hosts(file: str, user: str) -> tuple[PlainHost, ...]:
-    if file == "-":
-        return parse_hosts(sys.stdin.read(), user=user, where="standard input")
-    try:
-        text = Path(file).read_text("utf-8", errors="replace")
-    except OSError as error:
-        raise NotFound(f"{file}: {error.strerror}", hint="a file of hosts, one a line") from None
-    return parse_hosts(text, user=user, where=file)
 
 
 def _target(to: str) -> PurePosixPath:
@@ -270,14 +265,3 @@ def _row(push: Push, outcome: Outcome) -> dict[str, object]:
         "served_bytes": outcome.served_bytes,
     }
     return row if outcome.error is None else row | {"error": outcome.error.as_dict()}
-
-
-def _end_by(faults: list[DistribError | None], *, as_json: bool) -> None:
-    failed = sum(fault is not None for fault in faults)
-    if not failed:
-        return
-    if as_json:
-        sys.exit(Partial.exit_status)
-    raise Partial(
-        f"{failed} of {len(faults)} hosts failed", hint="call it again: what is there stays"
-    )

@@ -15,9 +15,10 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from agent.serving_pieces import install, key_line
+from agent.serving_pieces import COMMENT, key_line
 from distrib.errors import DistribError, MessageInvalid, NotFound, Revoked
 from distrib.tsunami import protocol
+from distrib.tsunami.admitting import install
 from distrib.tsunami.client import COMMAND, PieceClient
 from distrib.tsunami.keys import HostKeyRefused, HostTrust, Identity
 from distrib.tsunami.protocol import Absent, Have, Piece
@@ -326,15 +327,15 @@ def test_keys_are_rotated_without_a_gap(
     by_hand = f"{public(make_key(tmp_path / 'admin'))} admin@site"
     sshd.keys_file.write_text(f"{by_hand}\n")
     try:
-        install(sshd.keys_file, [lines[old]])
+        install(sshd.keys_file, [lines[old]], comment=COMMENT)
         sshd.connect(old).close()
         with pytest.raises(SshKeyRefused):
             sshd.connect(new)
-        install(sshd.keys_file, [lines[old], lines[new]])
+        install(sshd.keys_file, [lines[old], lines[new]], comment=COMMENT)
         for key in (old, new):
             with sshd.connect(key) as connected:
                 opened(connected, held).close()
-        install(sshd.keys_file, [lines[new]])
+        install(sshd.keys_file, [lines[new]], comment=COMMENT)
         with pytest.raises(SshKeyRefused):
             sshd.connect(old)
         assert sshd.keys_file.read_text().splitlines() == [by_hand, lines[new]]
