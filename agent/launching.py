@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import structlog
 
@@ -20,15 +20,16 @@ from agent.cache.holders import JobHolder, ProcessHolder
 from agent.cache.leases import Lease
 from agent.finishing import to_the_end
 from agent.launch import accelerator
-from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
+from agent.launch.choosing import Job, gets_site_part, machine_for
 from agent.launch.consoles import Consoles
 from agent.launch.context import SitePart
-from agent.launch.domain import Accelerator, Share
+from agent.launch.domain import Accelerator
 from agent.launch.guest import Guest
 from agent.launch.job import make_run_dir
 from agent.launch.libvirt import Libvirt
 from agent.launch.record import LaunchRecord, Outcome, load_outcome, load_record, save_record
 from agent.launch.runlog import Run, RunLog
+from agent.launch.shared import share_of
 from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
 from agent.launched import Launched
 from agent.settings import AgentSettings
@@ -300,8 +301,7 @@ class Launcher:
         owner = _ids_of(launch.qemu_user) if launch.qemu_user else None
         share, run_as = None, None
         if job.share is not None:
-            require_shareable(job.share, caller.uid, launch.share_roots)
-            share = Share(PurePosixPath(job.share.resolve()))
+            share = share_of(job.share, caller.uid, launch.share_roots)
             owner = run_as = (caller.uid, pwd.getpwuid(caller.uid).pw_gid)
         return JobSpec(
             agent=self._settings.node,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,18 +79,6 @@ def gets_site_part(image: SiteImage) -> bool:
     """The site's scripts are for images that are approved for all: another one is a user's own,
     and its root reads the disc."""
     return image.is_for_all
-
-
-def require_shareable(directory: Path, uid: int, roots: tuple[Path, ...]) -> None:
-    """Raises Forbidden unless the site shares what lies there, and it is the user's own."""
-    resolved = directory.resolve()
-    if not any(resolved.is_relative_to(root) for root in roots):
-        raise Forbidden(
-            f"{directory} may not be shared with a guest",
-            hint="setting launch.share_roots; without --share it is copied",
-        )
-    if uid == 0 or not resolved.is_dir() or os.stat(resolved).st_uid != uid:  # noqa: PTH116
-        raise Forbidden(f"{directory} is no directory of your own", hint="name one that is")
 
 
 def _hardware(image: SiteImage, settings: LaunchSettings) -> HardwareSettings:

@@ -97,10 +97,12 @@ class Nic:
 @dataclass(frozen=True)
 class Share:
     """A directory of the host that the guest mounts over 9p by its ``tag``. QEMU must run as
-    whoever owns it: what the guest's root may do there is what QEMU may."""
+    whoever owns it: what the guest's root may do there is what QEMU may. ``identity``: device and
+    inode of what was looked at."""
 
     path: PurePosixPath
     tag: str = "distrib-work"
+    identity: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

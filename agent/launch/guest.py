@@ -23,6 +23,7 @@ from agent.launch.domain import domain_name, domain_uuid
 from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import Domain, End, Hypervisor, Usage
 from agent.launch.outcome import MAX_RESULT_BYTES, Outcome, console_tail, parse_result
+from agent.launch.shared import require_held
 from agent.launch.spec import JobResult, JobSpec, Limits, RunFiles
 from agent.launch.written import Written, is_let_go
 from distrib.errors import DiskFull, DistribError, LaunchFailed, LimitReached
@@ -92,11 +93,19 @@ class Guest:
     # -- beginning ------------------------------------------------------------------------------
 
     async def start(self, spec: JobSpec) -> None:
-        """Write the files and start the guest. Raises what the hypervisor raises."""
+        """Write the files and start the guest. Raises what the hypervisor raises, LaunchFailed
+        where what is to be shared is not there any more; then no guest is left."""
         xml = to_xml(spec.domain())
         await asyncio.to_thread(write_files, spec)
         self._phase("prepared")
-        await self._hypervisor.start(xml)
+        await self._hypervisor.start(xml, suspended=spec.share is not None)
+        if spec.share is not None:
+            try:
+                await asyncio.to_thread(require_held, self._domain.name, spec.share)
+                await self._hypervisor.resume(self._domain)
+            except BaseException:
+                await self.destroy()
+                raise
         self._phase("started")
 
     def adopt(self, phases: Mapping[str, float]) -> None:

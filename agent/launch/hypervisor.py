@@ -50,10 +50,11 @@ class End(StrEnum):
 class Hypervisor(Protocol):
     """Starts and ends guests. Every call has a time limit of its own (``wait`` apart)."""
 
-    async def start(self, xml: str) -> Domain:
-        """Start a transient guest. Raises LaunchFailed, NetworkError or TimedOut.
+    async def start(self, xml: str, *, suspended: bool = False) -> Domain:
+        """Start a transient guest; ``suspended``: it waits for ``resume``.
 
-        Whatever it raises, cancellation too, leaves no guest behind."""
+        Raises LaunchFailed, NetworkError or TimedOut. Whatever it raises,
+        cancellation too, leaves no guest behind."""
         ...
 
     async def wait(self, domain: Domain, *, soon: asyncio.Event | None = None) -> End:

@@ -69,7 +69,8 @@ class Libvirt:
         number = await self._call("version", lambda connection: connection.getVersion())
         return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
-    async def start(self, xml: str) -> Domain:
+    async def start(self, xml: str, *, suspended: bool = False) -> Domain:
+        flags = self._libvirt.VIR_DOMAIN_START_PAUSED if suspended else 0
         domain = self._domain_of_xml(xml)
         guard = threading.Lock()
         begun = abandoned = False
@@ -82,7 +83,7 @@ class Libvirt:
                     return
                 begun = True
             try:
-                connection.createXML(xml, 0)
+                connection.createXML(xml, flags)
             finally:
                 done.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from agent.cache.holders import Holder, JobHolder, TimeHolder
 from agent.cache.leases import Lease
-from agent.launch.choosing import Job, gets_site_part, machine_for, require_shareable
+from agent.launch.choosing import Job, gets_site_part, machine_for
 from agent.launch.domain import Nic
 from agent.launching import Launcher, _name_of, _within_grant
 from agent.settings import AgentSettings, HardwareSettings, LaunchSettings
@@ -122,20 +121,6 @@ def test_a_guest_is_not_accounted_to_a_job_whose_lease_it_does_not_have() -> Non
     with pytest.raises(Forbidden, match="a lease of its own"):
         _name_of(replace(JOB, name="gridengine:7.1"), leased_by(TimeHolder(NOW)))
     assert _name_of(replace(JOB, name="lsf:7"), leased_by(TimeHolder(NOW))) == "lsf:7"
-
-
-def test_only_a_users_own_directory_below_the_sites_roots_is_shared(tmp_path: Path) -> None:
-    roots = (tmp_path / "home",)
-    own, outside = tmp_path / "home" / "own", tmp_path / "outside"
-    for directory in (own, outside):
-        directory.mkdir(parents=True)
-    (tmp_path / "home" / "link").symlink_to(outside)
-    uid = os.geteuid() or 65534
-    os.chown(own, uid, -1)
-    require_shareable(own, uid, roots)
-    for directory, who in ((outside, uid), (roots[0] / "link", uid), (own, uid + 1), (own, 0)):
-        with pytest.raises(Forbidden):
-            require_shareable(directory, who, roots)
 
 
 def test_settings_by_image_are_dumped_as_they_are_read(tmp_path: Path) -> None:
