@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.farm.farm import Farm, farm_on_network  # noqa: E402
-from tests.farm.network import Host  # noqa: E402
+from tests.farm.network import Host, Network  # noqa: E402
 from tests.farm.process import eventually  # noqa: E402
 
 MIB = 1 << 20
@@ -34,6 +34,15 @@ def received(host: Host) -> int:
     path = "/sys/class/net/eth0/statistics/rx_bytes"
     done = subprocess.run([*host.prefix, "cat", path], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+def count_headers(network: Network, host: Host) -> None:
+    """Have the card count what a wire would carry: else 64 KiB pass it as one packet with one
+    header, and 4.5 % less is counted."""
+    port = f"p{network.hosts.index(host) + 1}"
+    for namespace, device in ((host.namespace, "eth0"), (network.name, port)):
+        command = ["ip", "-n", namespace, "link", "set", device, "gso_max_segs", "1"]
+        subprocess.run(command, check=True)
 
 
 def windows(host: Host, cap_mbit: float, seconds: float) -> dict[str, float]:
@@ -63,6 +72,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ):
         for number in (1, 2):
             host = network.add_host(rate_mbit=args.rate_mbit)
+            count_headers(network, host)
             link_bps = int(args.rate_mbit * 125_000)
             farm.add_node(f"wn{number}", host, rack="R1", swarm={"link_bps": link_bps})
         for node in farm.nodes.values():

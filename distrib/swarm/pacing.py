@@ -3,16 +3,19 @@
 libtorrent keeps a limit on average, but lets through what nobody used for up to three seconds, and
 what had been asked for before. ``Budget`` stands above it: it counts what really moved, divides one
 cap among all that share it (sessions, stripes) by what each can use, keeps the limit of who is idle
-low, and takes back what was too much. ``Background`` finds what is left of a link: it halves while
-the link is full and others are on it, and grows by a share of the link a second into what they have
-left free (additive increase, multiplicative decrease). Rates are bytes per second on the wire.
+low, and takes back what was too much. What a connection was given while it had no limit, or a
+higher one, it uses first, for some seconds and as fast as it can: when a cap begins or falls that
+is not taken back, or it would be missed for as long after. ``Background`` finds what is left of a
+link: it halves while the link is full and others are on it, and grows by a share of the link a
+second into what they have left free (additive increase, multiplicative decrease). Rates are bytes
+per second on the wire.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 WIRE = 1.05
@@ -28,6 +31,9 @@ CREDIT_S = 0.2
 DEBT_S = 4.0
 REPAY_S = 2.0
 _SLOWEST, _FASTEST = 0.4, 1.1
+OLD_QUOTA_S = 4.0
+"""How long after a cap began or fell nothing is owed."""
+
 _IDLE_SHARE = 8
 _HUNGRY = 0.6
 _FADE = 0.9
@@ -66,6 +72,14 @@ class Budget:
     rates: Mapping[Hashable, float] = field(default_factory=dict)
     """What each has had of late, smoothed: blocks come in bursts of some tenths of a second."""
 
+    forgiven_s: float = 0.0
+    """How much longer nothing is owed."""
+
+    def at(self, cap_bps: int) -> Budget:
+        """The same with another cap from now on."""
+        lower = cap_bps < self.cap_bps
+        return replace(self, cap_bps=cap_bps, forgiven_s=OLD_QUOTA_S if lower else self.forgiven_s)
+
 
 def spend(budget: Budget, moved: Mapping[K, float], elapsed_s: float) -> Budget:
     """The budget after ``elapsed_s`` in which each of ``moved`` had so many bytes on the wire."""
@@ -73,13 +87,14 @@ def spend(budget: Budget, moved: Mapping[K, float], elapsed_s: float) -> Budget:
     if elapsed_s <= 0 or not moved:
         return budget
     owed = budget.owed_bytes + sum(moved.values()) - cap * elapsed_s
-    owed = min(max(owed, -CREDIT_S * cap), DEBT_S * cap)
+    owed = min(max(owed, -CREDIT_S * cap), 0.0 if budget.forgiven_s else DEBT_S * cap)
     share = min(max(1 - owed / (REPAY_S * cap), _SLOWEST), _FASTEST)
     rates: dict[Hashable, float] = {
         one: _smoothed(budget.rates.get(one, 0.0), bytes_moved / elapsed_s, elapsed_s)
         for one, bytes_moved in moved.items()
     }
-    return Budget(cap, owed, _divided(budget, cap * share, rates), rates)
+    forgiven_s = max(budget.forgiven_s - elapsed_s, 0.0)
+    return Budget(cap, owed, _divided(budget, cap * share, rates), rates, forgiven_s)
 
 
 def _smoothed(before: float, now: float, elapsed_s: float) -> float:

@@ -142,6 +142,9 @@ class Transfer:
 
     def limit(self, *, download_bps: int, upload_bps: int) -> None:
         """Cap the rates of this torrent, in bytes per second; 0 is no limit."""
+        if self.caps == (download_bps, upload_bps):
+            # Said again: what it may do at this moment is not to be undone.
+            return
         self.caps = (download_bps, upload_bps)
         self.throttle(download_bps=download_bps, upload_bps=upload_bps)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distrib.swarm.pacing import (
     FLOOR_SHARE,
     LINK_SHARE,
+    OLD_QUOTA_S,
     Background,
     Budget,
     react,
@@ -58,6 +59,33 @@ def test_one_cap_is_shared_by_who_can_use_it_and_kept() -> None:
 def test_what_was_idle_does_not_burst() -> None:
     rates = moved_within(LINK, lambda step: {"s": 9e9 if step > 300 else 0.0}, 450)
     assert max(windows(rates, 10)) <= 1.05 * LINK
+
+
+def moved_after_none(cap: int, unlimited_s: float, budget: Budget) -> list[float]:
+    """What moves where a connection goes on for so long at the link's rate as if without limit."""
+    total = []
+    for step in range(300):
+        limit = LINK if step * STEP_S < unlimited_s else budget.limits["s"]
+        budget = spend(budget, {"s": limit * STEP_S}, STEP_S)
+        total.append(float(limit))
+    return total
+
+
+def test_a_cap_that_begins_is_kept_once_what_was_given_before_is_used() -> None:
+    cap = LINK // 10
+    begun = Budget(cap, limits={"s": cap}, forgiven_s=OLD_QUOTA_S)
+    rates = moved_after_none(cap, 2.5, begun)
+    after = windows(rates[26:], 10)
+    assert 0.95 * cap <= min(after)
+    assert max(after) <= 1.05 * cap
+
+
+def test_a_cap_that_falls_is_forgiven_what_was_given_before_and_one_that_rises_is_not() -> None:
+    capped = Budget(LINK, limits={"s": LINK})
+    assert capped.at(LINK // 2).forgiven_s == OLD_QUOTA_S
+    assert capped.at(2 * LINK).forgiven_s == 0
+    rates = moved_after_none(LINK // 10, 2.5, capped.at(LINK // 10))
+    assert min(windows(rates[26:], 10)) >= 0.95 * LINK / 10
 
 
 @given(
