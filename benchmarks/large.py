@@ -4,6 +4,7 @@
     benchmarks/large.py many [--images 200]       memory and CPU of a seeder and an agent at rest
                                                   (under `unshare -n`, with `lo` up)
     benchmarks/large.py pieces [--nodes 6]        chains by piece size, a parent that dies
+    benchmarks/large.py versions [--nodes 6]      chains of v1 and v2, and what hash requests cost
 
 Each prints one JSON object with ``--json``, and the same as lines without.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.largeparts import hashing, resting, sizes  # noqa: E402
+from benchmarks.largeparts import hashing, resting, sizes, versions  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,14 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     many.set_defaults(
         run=lambda given: resting.measured(given.images, given.size_gb, given.seconds)
     )
-    pieces = parts.add_parser("pieces")
-    pieces.add_argument("--nodes", type=int, default=6)
-    pieces.add_argument("--size-mb", type=int, default=64)
-    pieces.add_argument("--rate-mbit", type=float, default=40.0)
-    pieces.add_argument("--piece-kib", type=int, nargs="+", default=[64, 256, 1024, 4096])
-    pieces.add_argument("--rounds", type=int, default=1)
-    pieces.set_defaults(run=sizes.measured)
-    for part in (torrent, many, pieces):
+    chains = [parts.add_parser("pieces"), parts.add_parser("versions")]
+    for chain, run in zip(chains, (sizes.measured, versions.measured), strict=True):
+        chain.add_argument("--nodes", type=int, default=6)
+        chain.add_argument("--size-mb", type=int, default=64)
+        chain.add_argument("--rate-mbit", type=float, default=40.0)
+        chain.add_argument("--piece-kib", type=int, nargs="+", default=[64, 256, 1024, 4096])
+        chain.add_argument("--rounds", type=int, default=1)
+        chain.set_defaults(run=run)
+    for part in (torrent, many, *chains):
         part.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     measure: Callable[[argparse.Namespace], dict[str, object]] = given.run
