@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from agent.hooks import programs
 from agent.hooks.guest_environment import guest_environment
 from agent.hooks.htcondor.ads import answer, job_image, machine
 from agent.hooks.htcondor.classad import Value, dump, parse
@@ -127,29 +129,49 @@ def run(socket: Path, command: tuple[str, ...]) -> None:
     os.execv(sys.executable, [*base, *arguments])  # noqa: S606
 
 
-@htcondor.command()
-@click.option(
+_DIRECTORY = click.option(
     "--directory",
     type=click.Path(path_type=Path),
     default=lambda: Path(sys.prefix) / "libexec" / "htcondor",
     show_default="libexec/htcondor of this installation",
+    help="Where the wrappers are.",
 )
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Change nothing.")
+
+
+@htcondor.command()
+@_DIRECTORY
+@_DRY_RUN
+@_JSON
 @click.pass_obj
-def install(socket: Path, directory: Path) -> None:
+def install(socket: Path, directory: Path, dry_run: bool, as_json: bool) -> None:
     """Write the wrappers on this host, and print the configuration for config.d."""
     arguments = f"-I -m agent.cli.main --socket {socket} hooks htcondor"
     given = {"python": sys.executable, "arguments": arguments, "directory": str(directory)}
-    try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for name, text in WRAPPERS.items():
-            file = directory / name
-            partial = file.with_name(f".{name}.partial")
-            partial.write_text(text.format(**given), "utf-8")
-            partial.chmod(0o755)
-            partial.replace(file)
-    except OSError as error:
-        raise OperatorError(f"{directory}: {error.strerror}", hint="as root?") from None
-    click.echo(CONFIGURATION.format(**given), nl=False)
+    texts = {directory / name: text.format(**given) for name, text in WRAPPERS.items()}
+    changed = [str(file) for file in programs.put(texts, dry_run=dry_run)]
+    configuration = CONFIGURATION.format(**given)
+    if as_json:
+        answer = {"dry_run": dry_run, "changed": changed, "configuration": configuration}
+        click.echo(json.dumps(answer, indent=2))
+        return
+    click.echo(configuration, nl=False)
+
+
+@htcondor.command()
+@_DIRECTORY
+@_DRY_RUN
+@_JSON
+def remove(directory: Path, dry_run: bool, as_json: bool) -> None:
+    """Take the wrappers away. First their file in config.d, and have HTCondor read it again."""
+    files = [directory / name for name in WRAPPERS]
+    gone = [str(file) for file in programs.take_away(files, dry_run=dry_run)]
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "changed": gone}, indent=2))
+        return
+    for name in gone or ["nothing to do"]:
+        click.echo(name)
 
 
 def launch_arguments(
@@ -163,9 +185,11 @@ def launch_arguments(
     if image is None:
         raise OperatorError("the job's ad names no image", hint='+VmName = "IMAGE"')
     arguments = ["launch", "--name", f"htcondor:{job.get('clusterid')}.{job.get('procid')}"]
-    for option, name in (("--memory", "memory"), ("--vcpus", "cpus")):
-        amount = slot.get(name)
-        if isinstance(amount, int) and amount > 0:
+    for option, amount in (
+        ("--memory", _amount("memory", job, slot)),
+        ("--vcpus", _amount("cpus", job, slot)),
+    ):
+        if amount is not None:
             arguments += [option, str(amount)]
     if scratch := environ.get("_CONDOR_SCRATCH_DIR"):
         arguments += ["--workdir", scratch]
@@ -173,6 +197,20 @@ def launch_arguments(
     if outcome := environ.get("DISTRIB_OUTCOME"):
         arguments += ["--accounting", outcome]
     return [*arguments, *guest_environment(environ), "--stdin", "--", image, *command]
+
+
+def _amount(
+    what: str, job: Mapping[str, Value | None], slot: Mapping[str, Value | None]
+) -> int | None:
+    """What a job asked for, as far as that is a number, else what was cut out of its machine for
+    it; never more than its slot has: a static slot may have more than a job asked for."""
+    asked = _positive(job.get(f"request{what}")) or _positive(job.get(f"{what}provisioned"))
+    has = _positive(slot.get(what))
+    return min(asked, has) if asked and has else asked or has
+
+
+def _positive(value: Value | None) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _ad(variable: str) -> dict[str, Value | None]:

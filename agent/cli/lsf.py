@@ -7,26 +7,25 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from agent.hooks.fault import of_node
-from agent.hooks.guest_environment import guest_environment
+from agent.hooks.lsf import steps
 from agent.hooks.lsf.formats import (
     IMAGE_VARIABLE,
     LEAST_MEMORY_MIB,
     MEMORY_VARIABLE,
     elim_line,
-    map_lines,
     memory_mib,
     parameters,
     requirement,
     resource,
-    shared_lines,
 )
 from agent.hooks.staging import await_image
 from agent.socket.client import ask
+from distrib.command import Lazy, LazyGroup
 from distrib.errors import DistribError, OperatorError
 from distrib.printable import printable
 from distrib.trust.sitelist import parse_image_ref
@@ -35,18 +34,30 @@ WAIT_S = 120.0
 PEND, EXIT = 1, 99
 """Of a PRE_EXEC: pending again; the job exits and does not run."""
 
-REQUEUE, REFUSED = 99, 100
-"""Of a job starter: 99 is to be in REQUEUE_EXIT_VALUES."""
-
 _ABORT = "97"
 
 
-@click.group()
+class Commands(LazyGroup):
+    """Those of operators first."""
+
+    commands_by_name: ClassVar[Mapping[str, Lazy]] = {
+        "install": Lazy("agent.cli.lsf_install", "install", "Write the programs, say what to set."),
+        "remove": Lazy("agent.cli.lsf_install", "remove", "Take the programs away."),
+        "resources": Lazy("agent.cli.lsf_install", "resources", "Print LSF's configuration."),
+        "elim": Lazy("agent.cli.lsf", "elim", "(for the elim)"),
+        "esub": Lazy("agent.cli.lsf", "esub", "(for the esub)"),
+        "pre": Lazy("agent.cli.lsf", "pre", "(for PRE_EXEC)"),
+        "starter": Lazy("agent.cli.lsf", "starter", "(for JOB_STARTER)"),
+        "post": Lazy("agent.cli.lsf", "post", "(for POST_EXEC)"),
+    }
+
+
+@click.command(cls=Commands)
 def lsf() -> None:
     """LSF: jobs that name an image (`bsub -a "distrib(IMAGE)"`) run in guests."""
 
 
-@lsf.command()
+@click.command()
 @click.option("--every", "every_s", type=click.FloatRange(min=1), default=30, show_default=True)
 @click.option("--reports", type=click.IntRange(min=1), help="End after so many.  [default: never]")
 @click.pass_obj
@@ -63,7 +74,7 @@ def elim(socket: Path, every_s: float, reports: int | None) -> None:
         time.sleep(every_s)
 
 
-@lsf.command()
+@click.command()
 @click.argument("image", required=False)
 @click.pass_obj
 def esub(socket: Path, image: str | None) -> int:
@@ -81,69 +92,56 @@ def esub(socket: Path, image: str | None) -> int:
     return 0
 
 
-@lsf.command()
+@click.command()
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), default=WAIT_S, show_default=True)
+@click.option("--alive", type=click.Path(path_type=Path), help="The probe of a lease (by root).")
 @click.pass_obj
-def pre(socket: Path, wait_s: float) -> int:
-    """PRE_EXEC: wait for the job's image; 1 has the job pend again, 99 has it exit."""
+def pre(socket: Path, wait_s: float, alive: Path | None) -> int:
+    """PRE_EXEC: wait for the job's image; by root take its lease. 1 has the job pend again, 99 has
+    it exit."""
     image = os.environ.get(IMAGE_VARIABLE)
     if not image:
         return 0
-    job = f"lsf:{os.environ.get('LSB_JOBID', '?')}"
     try:
-        # In the name of who calls: LSF runs this as the job's owner.
-        await_image(socket, image, user=None, job=job, wait_s=wait_s)
+        job = steps.job_of(os.environ)
+        if alive is not None and os.geteuid() == 0:
+            steps.take(socket, job, image, alive=alive, wait_s=wait_s)
+        else:
+            # In the name of who calls: LSF runs this as the job's owner.
+            await_image(socket, image, user=None, job=f"lsf:{job}", wait_s=wait_s)
     except DistribError as error:
         _tell(error)
         return PEND if of_node(error) else EXIT
     return 0
 
 
-@lsf.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def starter(socket: Path, command: tuple[str, ...]) -> None:
+def starter(socket: Path, command: tuple[str, ...]) -> int:
     """JOB_STARTER: run COMMAND in the job's image, or as it is when it names none."""
     if not os.environ.get(IMAGE_VARIABLE):
         os.execvp(command[0], command)  # noqa: S606
+    try:
+        leased = steps.has_lease(socket, steps.job_of(os.environ))
+        arguments = steps.launch_arguments(os.environ, command, leased=leased)
+    except DistribError as error:
+        _tell(error)
+        return steps.REQUEUE if of_node(error) else steps.REFUSED
     base = [sys.executable, "-I", "-m", "agent.cli.main", "--socket", str(socket)]
-    os.execv(sys.executable, [*base, *launch_arguments(os.environ, command)])  # noqa: S606
+    os.execv(sys.executable, [*base, *arguments])  # noqa: S606
 
 
-@lsf.command()
+@click.command()
 @click.pass_obj
-def resources(socket: Path) -> None:
-    """Print what lsf.shared and lsf.cluster need for the site's images, and the queue's lines."""
-    identifiers = sorted(set(ask(socket, "status")["aliases"].values()))
-    program = f"{sys.executable} -I -m agent.cli.main --socket {socket} hooks lsf"
-    click.echo("# lsf.shared, Resource section")
-    click.echo("\n".join(shared_lines(identifiers)))
-    click.echo("# lsf.cluster.NAME, ResourceMap section")
-    click.echo("\n".join(map_lines(identifiers)))
-    click.echo("# lsb.queues")
-    click.echo(f"PRE_EXEC = {program} pre")
-    click.echo(f"JOB_STARTER = {program} starter --")
-    click.echo(f"REQUEUE_EXIT_VALUES = {REQUEUE}")
-    click.echo(
-        "# LSF_SERVERDIR/elim.distrib and esub.distrib, mode 755, each with #!/bin/sh before"
-    )
-    click.echo(f"exec {program} elim")
-    known = " ".join(resource(one) for one in identifiers)
-    click.echo(f'DISTRIB_LSF_RESOURCES="{known}" exec {program} esub "$@"')
-
-
-def launch_arguments(environ: Mapping[str, str], command: tuple[str, ...]) -> list[str]:
-    """What ``distrib-agent`` is called with. A script of the host is taken along; any other command
-    is a program of the guest."""
-    arguments = ["launch", "--name", f"lsf:{environ.get('LSB_JOBID', '?')}"]
-    arguments += ["--node-fault", str(REQUEUE), "--refused", str(REFUSED)]
-    for option, name in (("--memory", MEMORY_VARIABLE), ("--vcpus", "LSB_DJOB_NUMPROC")):
-        if (amount := environ.get(name, "")).isdecimal() and amount.isascii():
-            arguments += [option, amount]
-    arguments += guest_environment(environ)
-    if not _is_script(Path(command[0])):
-        arguments.append("--command")
-    return [*arguments, "--", environ[IMAGE_VARIABLE], *command]
+def post(socket: Path) -> int:
+    """POST_EXEC: give the job's lease back, if its PRE_EXEC took one."""
+    try:
+        steps.release(socket, steps.job_of(os.environ))
+    except DistribError as error:
+        _tell(error)
+        return PEND if of_node(error) else EXIT
+    return 0
 
 
 def _submission(socket: Path, image: str) -> dict[str, str]:
@@ -167,14 +165,6 @@ def _submission(socket: Path, image: str) -> dict[str, str]:
     if name not in known:
         name = None
     return {"requirement": requirement(asked, name), "memory": str(mib or 1024)}
-
-
-def _is_script(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(2) == b"#!"
-    except OSError:
-        return False
 
 
 def _read(variable: str) -> str:

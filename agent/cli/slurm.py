@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket as sockets
 import sys
@@ -22,6 +23,8 @@ from agent.socket.client import ask
 from distrib.command import Lazy, LazyGroup
 from distrib.errors import DistribError, StorageFailed
 from distrib.printable import printable
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print what was told as JSON.")
 
 OUTCOME_VARIABLE = "DISTRIB_OUTCOME"
 
@@ -48,8 +51,9 @@ def slurm() -> None:
 
 @click.command()
 @click.option("--node", help="This node as Slurm calls it.  [default: the short host name]")
+@_JSON
 @click.pass_obj
-def features(socket: Path, node: str | None) -> None:
+def features(socket: Path, /, node: str | None, as_json: bool) -> None:
     """Tell slurmctld which images this node holds, if it does not know. Needs root."""
     name = node or sockets.gethostname().partition(".")[0]
     try:
@@ -58,14 +62,19 @@ def features(socket: Path, node: str | None) -> None:
         status = None
     now = control.features(name)
     available, active = merged(now.available, now.active, features_of(status))
-    if (set(available), set(active)) != (set(now.available), set(now.active)):
+    changed = (set(available), set(active)) != (set(now.available), set(now.active))
+    if changed:
         control.set_features(name, available, active)
+    if as_json:
+        told = {"node": name, "available": available, "active": active, "changed": changed}
+        click.echo(json.dumps(told, indent=2))
 
 
 @click.command()
 @click.option("--every", "every_s", type=click.FloatRange(min=1), help="Again so often (seconds).")
 @click.option("--file", type=click.Path(path_type=Path), default=HELD, show_default=True)
-def held(every_s: float | None, file: Path) -> None:
+@_JSON
+def held(every_s: float | None, file: Path, as_json: bool) -> None:
     """Note which images nodes hold, where the submit plugin reads it: it may not ask itself."""
     while True:
         try:
@@ -74,6 +83,8 @@ def held(every_s: float | None, file: Path) -> None:
             file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             durable.replace(file, text.encode())
             file.chmod(0o644)
+            if as_json:
+                click.echo(json.dumps({"file": str(file), "features": found}))
         except OSError as error:
             raise StorageFailed(f"{file}: {error.strerror}", path=str(file)) from None
         except DistribError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,29 @@ def status(*, leasable: bool = True, state: str = "ready") -> dict[str, Any]:
     return {"leasable": leasable, "aliases": {ALIAS: UUID}, "report": {"images": [image]}}
 
 
-class AgentThatSays:
-    """Serves a socket while it is entered; ``error`` is the answer to everything."""
+Answer = dict[str, Any] | Callable[[dict[str, Any]], dict[str, Any]]
 
-    def __init__(
-        self, path: Path, *, error: DistribError | None = None, **answers: dict[str, Any]
-    ) -> None:
-        told = None if error is None else {"v": 1, "ok": False, "error": error.as_dict()}
+
+class AgentThatSays:
+    """Serves a socket while it is entered; ``error`` is the answer to everything. An answer is
+    what is said, or what says it for the arguments."""
+
+    def __init__(self, path: Path, *, error: DistribError | None = None, **answers: Answer) -> None:
+        def answer(op: str, args: dict[str, Any]) -> dict[str, Any]:
+            try:
+                if error is not None:
+                    raise error
+                said = answers[op]
+                return {"v": 1, "ok": True, "result": said(args) if callable(said) else said}
+            except DistribError as refused:
+                return {"v": 1, "ok": False, "error": refused.as_dict()}
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 for line in self.rfile:
-                    op = json.loads(line)["op"]
-                    answer = told or {"v": 1, "ok": True, "result": answers[op]}
-                    self.wfile.write(json.dumps(answer).encode() + b"\n")
+                    request = json.loads(line)
+                    told = answer(request["op"], request.get("args", {}))
+                    self.wfile.write(json.dumps(told).encode() + b"\n")
 
         self._path = path
         self._server = socketserver.ThreadingUnixStreamServer(str(path), Handler)

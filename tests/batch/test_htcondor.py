@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -91,6 +93,46 @@ def test_a_job_gets_what_its_slot_has() -> None:
     assert "--env X=1" in text
     assert "PATH=/evil" not in text
     assert found[-4:] == ["--", ALIAS, "./job", "a"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "slot", "memory", "vcpus"),
+    [
+        ("RequestMemory = 512\nRequestCpus = 1\n", "Memory = 2048\nCpus = 2\n", 512, 1),
+        ("RequestMemory = 4096\n", "Memory = 2048\nCpus = 2\n", 2048, 2),
+        # An expression: what was cut out of the machine for it is a number.
+        ("RequestMemory = 1 + 1\nMemoryProvisioned = 768\n", "Memory = 2048\n", 768, None),
+        ("RequestMemory = 1 + 1\n", "", None, None),
+    ],
+)
+def test_a_job_gets_what_it_asked_for_and_no_more_than_its_slot(
+    asked: str, slot: str, memory: int | None, vcpus: int | None
+) -> None:
+    found = launch_arguments(parse(f'VmName = "x"\n{asked}'), parse(slot), ("./job",), {})
+    given = dict(itertools.pairwise(found))
+    assert given.get("--memory") == (None if memory is None else str(memory))
+    assert given.get("--vcpus") == (None if vcpus is None else str(vcpus))
+
+
+def test_the_wrappers_are_told_as_json_and_taken_away(tmp_path: Path) -> None:
+    def run(*arguments: str) -> dict[str, object]:
+        done = CliRunner().invoke(
+            htcondor,
+            [*arguments, "--json", "--directory", str(tmp_path / "lib")],
+            obj=Path("/run/x.sock"),
+        )
+        told: dict[str, object] = json.loads(done.output)
+        return told
+
+    files = [str(tmp_path / "lib" / name) for name in ("prepare", "wrapper")]
+    assert run("install", "--dry-run")["changed"] == files
+    installed = run("install")
+    assert installed["changed"] == files
+    assert "USER_JOB_WRAPPER" in str(installed["configuration"])
+    assert run("install")["changed"] == []
+    (tmp_path / "lib" / "wrapper").write_text("#!/bin/sh\n# the site's own\n")
+    assert run("remove")["changed"] == files[:1]
+    assert run("remove")["changed"] == []
 
 
 @pytest.fixture

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from agent.cli.lsf import launch_arguments, lsf
+from agent.cli.lsf import lsf
+from agent.hooks.lsf import steps, wrappers
 from agent.hooks.lsf.formats import (
     elim_line,
     map_lines,
@@ -17,7 +22,9 @@ from agent.hooks.lsf.formats import (
     resource,
     shared_lines,
 )
-from distrib.errors import Revoked
+from agent.hooks.lsf.steps import Grant, grant_in, job_of, launch_arguments
+from agent.hooks.lsf.wrappers import NAMES
+from distrib.errors import NodeError, NotFound, OperatorError, Revoked
 from tests.batch.node import ALIAS, UUID, AgentThatSays, status
 
 WANT = {"image": ALIAS, "identifier": UUID, "versions": ["1.0"]}
@@ -74,6 +81,10 @@ def test_what_a_user_asks_for_stays(asked: str, becomes: str) -> None:
 def test_memory_is_what_a_job_reserves() -> None:
     assert memory_mib("select[x] rusage[tmp=3, mem=2048]") == 2048
     assert memory_mib("select[mem>9]") is None
+    assert memory_mib("select[type == any] order[r15s:pg] rusage[mem=2048.00]") == 2048
+    assert memory_mib("rusage[mem=1.5G]") == 1536
+    assert memory_mib("rusage[tmp=9:mem=512/task:duration=5]", slots=4) == 2048
+    assert memory_mib("rusage[mem=512/host]", slots=4) == 512
 
 
 def submit(socket: Path, directory: Path, image: str, asked: str = "") -> tuple[int, str, str, str]:
@@ -144,9 +155,166 @@ def test_a_script_goes_along_and_a_program_is_the_guests(tmp_path: Path) -> None
     script = tmp_path / "job"
     script.write_text("#!/bin/sh\n")
     environ = {"VM_IMG": ALIAS, "VM_MEM_MIB": "512", "LSB_DJOB_NUMPROC": "2", "LSB_JOBID": "12"}
-    found = launch_arguments(environ, (str(script), "a"))
+    found = launch_arguments(environ, (str(script), "a"), leased=False)
     assert "--command" not in found
     assert found[-4:] == ["--", ALIAS, str(script), "a"]
     text = " ".join(found)
-    assert "--node-fault 99 --refused 100 --memory 512 --vcpus 2" in text
-    assert "--command" in launch_arguments(environ, ("hostname",))
+    assert "--node-fault 99 --refused 100 --name lsf:12 --memory 512 --vcpus 2" in text
+    assert "--command" in launch_arguments(environ, ("hostname",), leased=False)
+    # What was changed after the submission (bmod) is in LSF's own words only.
+    changed = environ | {"LSB_EFFECTIVE_RSRCREQ": "rusage[mem=768.00/task]"}
+    assert "--memory 1536 " in " ".join(launch_arguments(changed, ("hostname",), leased=False))
+
+
+def test_in_the_lease_of_a_job_the_lease_says_how_much_there_is() -> None:
+    environ = {"VM_IMG": ALIAS, "VM_MEM_MIB": "9999", "LSB_JOBID": "12", "LSB_JOBINDEX": "3"}
+    found = launch_arguments(environ, ("hostname",), leased=True)
+    assert " ".join(found).startswith("launch --node-fault 99 --refused 100 --lease lsf:12.3")
+    assert "--memory" not in found
+    assert found[-2:] == ["--", "hostname"], "no image: it is the lease's"
+
+
+def test_a_job_is_a_number_and_of_an_array_its_index_too() -> None:
+    assert job_of({"LSB_JOBID": "12", "LSB_JOBINDEX": "0"}) == "12"
+    assert job_of({"LSB_JOBID": "12"}) == "12"
+    assert job_of({"LSB_JOBID": "12", "LSB_JOBINDEX": "3"}) == "12.3"
+    for wrong in ({}, {"LSB_JOBID": "1;2"}, {"LSB_JOBID": "1", "LSB_JOBINDEX": "-1"}):
+        with pytest.raises(OperatorError, match="are no job"):
+            job_of(wrong)
+
+
+def test_what_a_job_was_given_is_lsfs_word() -> None:
+    told = "alice|2|select[type == local] order[r15s:pg] rusage[mem=1024.00] span[hosts=1]\n"
+    assert grant_in(told) == Grant("alice", 1024, 2)
+    assert grant_in("alice|-|-") == Grant("alice", None, None)
+    for wrong in ("", "Job <12> is not found", "alice|1|a\nbob|1|b"):
+        with pytest.raises(NodeError, match="no job in the answer"):
+            grant_in(wrong)
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host whose ``bjobs`` says what stands in the file ``bjobs.says``; its state is apart."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "bjobs"
+    program.write_text(f"#!/bin/sh\n. {tmp_path}/bjobs.says\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr(steps, "STATE", tmp_path / "state")
+    monkeypatch.setattr(wrappers, "STATE", tmp_path / "state")
+    return tmp_path
+
+
+def bjobs_says(host: Path, text: str, *, status: int = 0) -> None:
+    (host / "bjobs.says").write_text(f"printf '%s\\n' '{text}'; exit {status}\n")
+
+
+@pytest.mark.root
+def test_a_pre_exec_of_root_takes_the_lease_and_the_post_exec_gives_it_back(host: Path) -> None:
+    bjobs_says(host, "bob|2|rusage[mem=512.00]")
+    leases: dict[str, Any] = {}
+
+    def lease(args: dict[str, Any]) -> dict[str, Any]:
+        leases[f"lsf:{args['holder']['job']}"] = args
+        return {"lease": "l-1"}
+
+    def release(args: dict[str, Any]) -> dict[str, Any]:
+        if leases.pop(args["lease"], None) is None:
+            raise NotFound(f"no lease {args['lease']} of yours")
+        return {"released": "l-1"}
+
+    def held(_args: dict[str, Any]) -> dict[str, Any]:
+        return {"leases": list(leases.values())}
+
+    environment = {"VM_IMG": ALIAS, "LSB_JOBID": "12", "LSB_JOBINDEX": "3", "LSFUSER": "root"}
+
+    def call(socket: Path, *arguments: str) -> int:
+        done = CliRunner().invoke(
+            lsf, arguments, obj=socket, env=environment, standalone_mode=False
+        )
+        return int(done.return_value)
+
+    with AgentThatSays(host / "sock", lease=lease, release=release, leases=held) as socket:
+        assert call(socket, "pre", "--alive", "/lib/alive") == 0
+        [given] = leases.values()
+        assert (given["image"], given["user"]) == (ALIAS, "bob"), "not whom the environment says"
+        holder = given["holder"]
+        assert (holder["memory_mib"], holder["vcpus"]) == (512, 2)
+        assert holder["probe"] == ["/lib/alive", "12.3"]
+        assert steps.has_lease(socket, "12.3")
+        assert not steps.has_lease(socket, "12")
+        assert call(socket, "post") == 0
+        assert leases == {}
+        assert call(socket, "post") == 0, "nothing is left to give back"
+        bjobs_says(host, "LSF is down", status=255)
+        assert call(socket, "pre", "--alive", "/lib/alive") == 1
+
+
+@pytest.fixture
+def programs(host: Path) -> Path:
+    """LSF's programs, as they are installed on the host."""
+    with AgentThatSays(host / "agent", status=status()) as socket:
+        arguments = ["install", "--directory", str(host / "lib"), "--bindir", str(host / "bin")]
+        first = CliRunner().invoke(lsf, [*arguments, "--json"], obj=socket)
+        again = CliRunner().invoke(lsf, [*arguments, "--json"], obj=socket)
+    told = json.loads(first.output)
+    assert told["changed"] == [str(host / "lib" / name) for name in NAMES]
+    assert f"PRE_EXEC = {host}/lib/pre" in told["configuration"]["lsb.queues"]
+    assert f"POST_EXEC = {host}/lib/post" in told["configuration"]["lsb.queues"]
+    assert json.loads(again.output)["changed"] == []
+    return host / "lib"
+
+
+def run(program: Path, *arguments: str, **environ: str) -> int:
+    return subprocess.run([program, *arguments], env=environ, check=False).returncode
+
+
+def test_a_job_lives_as_lsf_says_and_where_that_is_not_known(programs: Path, host: Path) -> None:
+    for says, status_, ended in (
+        ("RUN", 0, False),
+        ("USUSP", 0, False),
+        ("UNKWN", 0, False),
+        ("DONE", 0, True),
+        ("EXIT", 0, True),
+        ("Job <12> is not found", 255, True),
+        ("Failed in LSF library call", 255, False),
+        ("PEND", 0, True),
+    ):
+        bjobs_says(host, says, status=status_)
+        assert run(programs / "alive", "12") == (1 if ended else 0), says
+    (host / "state").mkdir()
+    (host / "state" / "12").touch()
+    assert run(programs / "alive", "12") == 0, "its PRE_EXEC has just leased"
+    assert run(programs / "alive", "12; rm -rf /") == 0, "nothing that LSF would know"
+
+
+def test_jobs_without_an_image_are_not_touched(programs: Path) -> None:
+    assert run(programs / "pre", LSB_JOBID="12") == 0
+    assert run(programs / "post", LSB_JOBID="12") == 0
+    assert run(programs / "starter", "/bin/sh", "-c", "exit 7") == 7
+
+
+def test_a_pre_exec_of_an_agent_that_is_away_has_the_job_pend(programs: Path, host: Path) -> None:
+    bjobs_says(host, "alice|1|-")
+    assert run(programs / "pre", LSB_JOBID="12", VM_IMG=ALIAS, PYTHONPATH="/evil") == 1
+    assert run(programs / "post", LSB_JOBID="12", VM_IMG=ALIAS) == 0
+    assert run(programs / "pre", LSB_JOBID="1 2", VM_IMG=ALIAS) == 99
+
+
+def test_the_programs_are_taken_away_and_nobody_elses(programs: Path, host: Path) -> None:
+    (programs / "post").write_text("#!/bin/sh\n# the site's own\n")
+    arguments = ["remove", "--directory", str(programs), "--json"]
+    told = json.loads(CliRunner().invoke(lsf, arguments, obj=host / "agent").output)
+    assert len(told["changed"]) == len(NAMES) - 1
+    assert [file.name for file in programs.iterdir()] == ["post"]
+    done = CliRunner().invoke(lsf, arguments[:-1], obj=host / "agent")
+    assert done.output == "nothing to do\n"
+
+
+def test_what_lsf_has_to_know_is_told_as_lines_or_as_json(tmp_path: Path) -> None:
+    with AgentThatSays(tmp_path / "sock", status=status()) as socket:
+        told = CliRunner().invoke(lsf, ["resources", "--json"], obj=socket).output
+        lines = CliRunner().invoke(lsf, ["resources"], obj=socket).output.splitlines()
+    assert json.loads(told)["lsf.shared, Resource section"] == shared_lines([UUID])
+    assert "# lsb.queues" in lines
+    assert "LSB_PRE_POST_EXEC_USER=root" in lines

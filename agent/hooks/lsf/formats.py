@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -16,7 +17,10 @@ PREFIX: Final = "img_"
 LEAST_MEMORY_MIB: Final = 64
 
 _PARAMETER = re.compile(r'([A-Za-z0-9_]+)="?(.*?)"?')
-_MEMORY = re.compile(r"\brusage\s*\[[^\]]*\bmem\s*=\s*(\d{1,9})")
+_MEMORY = re.compile(
+    r"\brusage\s*\[[^\]]*\bmem\s*=\s*(\d{1,12}(?:\.\d{1,9})?)\s*([KMGTkmgt]?)[Bb]?\s*(/\s*\w+)?"
+)
+_UNITS_MIB = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
 _ORDER = re.compile(r"\border\s*\[([^\]]*)\]")
 _SELECT = re.compile(r"\bselect\s*\[([^\]]*)\]")
 
@@ -73,7 +77,12 @@ def requirement(asked: str, name: str | None) -> str:
     return f"{text} order[{name}]"
 
 
-def memory_mib(asked: str) -> int | None:
-    """MiB that a requirement reserves (``rusage[mem=N]``, LSF's default unit); None for none."""
+def memory_mib(asked: str, *, slots: int = 1) -> int | None:
+    """MiB that a requirement reserves on the job's host (``rusage[mem=N]``, MB are LSF's default
+    unit, ``N/task`` is of each of ``slots``); None for none."""
     match = _MEMORY.search(asked)
-    return int(match[1]) if match else None
+    if match is None:
+        return None
+    each = float(match[1]) * _UNITS_MIB[match[2].upper()]
+    per_task = (match[3] or "").lstrip("/ ") == "task"
+    return math.ceil(each * (slots if per_task else 1)) or None
