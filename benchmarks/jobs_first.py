@@ -68,12 +68,14 @@ def job(near: Host, far: Host, seconds: int) -> float:
 def beside_rollout(
     farm: Farm, image: Image, *options: str, seconds: int, settle_s: float, link_bps: float
 ) -> dict[str, float]:
-    """The job beside a rollout that has been going for ``settle_s``."""
+    """The job beside a rollout that has been going for ``settle_s``, whose second half is what the
+    rollout has without a job."""
     near, far = farm.nodes["wn1"], farm.nodes["wn2"]
     started = farm.ask("rollout", "start", image.alias, "--nodes=all", *options)
     eventually("it moves", lambda: done_bytes(farm, started) > 0, limit_s=60, every_s=0.2)
+    time.sleep(settle_s / 2)
     before, at_s = done_bytes(farm, started), time.monotonic()
-    time.sleep(settle_s)
+    time.sleep(settle_s / 2)
     alone = (done_bytes(farm, started) - before) / (time.monotonic() - at_s)
     before, at_s = done_bytes(farm, started), time.monotonic()
     goodput = job(near.host, far.host, seconds)

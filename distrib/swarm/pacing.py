@@ -49,6 +49,9 @@ FLOOR_SHARE = 0.02
 FULL_SHARE = 0.95
 _OTHERS_SHARE = 0.03
 _GROWTH_SHARE_PER_S = 0.25
+_ALONE_GROWTH_SHARE_PER_S = 0.6
+"""While nobody else has been on the link of late."""
+
 _PEAK_S = 2.0
 _UNREAD_S = 0.05
 _UNREAD_BYTES = 400 * 1024
@@ -177,6 +180,8 @@ def react(before: Background, *, total_bps: float, ours_bps: float, elapsed_s: f
     elif rate > room:
         rate = room
     elif total - others > _USED * rate:
-        rate = min(rate + _GROWTH_SHARE_PER_S * link * elapsed_s, room)
+        alone = peak < _OTHERS_SHARE * link
+        growth = _ALONE_GROWTH_SHARE_PER_S if alone else _GROWTH_SHARE_PER_S
+        rate = min(rate + growth * link * elapsed_s, room)
     rate = min(max(rate, before.floor_bps), LINK_SHARE * link)
     return Background(link, rate, peak, total, ours, others, left)

@@ -128,6 +128,20 @@ def test_a_job_that_takes_the_link_gets_it_within_a_second() -> None:
     assert min(ours[160:]) >= 0.9 * FLOOR_SHARE * LINK
 
 
+def test_alone_on_the_link_it_has_its_share_within_three_seconds() -> None:
+    ours, _ = beside(lambda _at: 0, 10)
+    assert min(ours[30:]) >= 0.85 * LINK
+
+
+def test_a_job_that_comes_and_goes_keeps_most_of_what_it_wants() -> None:
+    def on_and_off(at: float) -> float:
+        return LINK if at % 6 < 3 else 0
+
+    _, jobs = beside(on_and_off, 60)
+    wanted = sum(on_and_off(step * STEP_S) for step in range(600))
+    assert sum(jobs) >= 0.8 * wanted
+
+
 def test_beside_a_job_that_wants_a_part_the_rest_is_used() -> None:
     ours, jobs = beside(lambda at: 0.4 * LINK if at >= 5 else 0, 40)
     assert min(jobs[60:]) >= 0.4 * LINK - 1
