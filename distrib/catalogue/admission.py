@@ -7,6 +7,7 @@ overrides a check here: that takes an admin's ``approve --force``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
@@ -25,7 +26,7 @@ from distrib.catalogue.versions import locked
 from distrib.db.models import Image, ImageState
 from distrib.db.references import image_name
 from distrib.db.session import Database
-from distrib.errors import DistribError
+from distrib.errors import Conflict, DistribError
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,9 @@ class Admission:
         before = self._clock() - timedelta(seconds=self._settings.unfinished_s)
         for row in self._of_state(ImageState.EXPECTED):
             if self.awaits(row) == "file" and self._proposals.moved_at(row) < before:
-                self._proposals.withdraw(row.identifier, user=None, actor=ACTOR)
+                # Something of it comes just now: then it does not stand still.
+                with contextlib.suppress(Conflict):
+                    self._proposals.withdraw(row.identifier, user=None, actor=ACTOR)
 
     def _passed(self, row: Image) -> bool:
         if self._settings.admit == "never":

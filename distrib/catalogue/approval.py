@@ -8,6 +8,7 @@ the row learns the info-hash before the files move, and is ``approved`` after.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -65,6 +66,7 @@ class Approval:
         self._piece_bytes = piece_bytes
         self._examination = examination
         self._approving: set[str] = set()
+        self._turn = threading.Condition()
 
     async def approve(
         self,
@@ -120,17 +122,23 @@ class Approval:
             return identifier
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """One at a time handles the raw file of an image version. Raises Conflict."""
-        if name in self._approving:
-            raise Conflict(
-                f"image {name} is being approved or checked already", hint="wait for it", image=name
-            )
-        self._approving.add(name)
+    def alone(self, name: str, *, wait_s: float = 0.0) -> Iterator[None]:
+        """One at a time handles the raw file of an image version. Off the event loop others may be
+        waited for. Raises Conflict."""
+        with self._turn:
+            if not self._turn.wait_for(lambda: name not in self._approving, timeout=wait_s):
+                raise Conflict(
+                    f"image {name} is being approved or checked already",
+                    hint="wait for it",
+                    image=name,
+                )
+            self._approving.add(name)
         try:
             yield
         finally:
-            self._approving.discard(name)
+            with self._turn:
+                self._approving.discard(name)
+                self._turn.notify_all()
 
     def _approvable(
         self, identifier: str, version: str, aliases: Sequence[str], force: str

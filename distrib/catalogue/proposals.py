@@ -40,6 +40,10 @@ PART_MAX_BYTES = 8 << 20
 """What is held in memory of an upload at a time."""
 
 
+WITHDRAW_WAIT_S = 5.0
+"""A part that is on its way is let come."""
+
+
 class Proposals:
     """What users ask; ``changed`` is called when the site list may be due."""
 
@@ -127,9 +131,10 @@ class Proposals:
         Raises NotFound, Conflict (no file is expected; another offset than what has come, which is
         ``received_bytes`` of the error), DigestMismatch (then nothing stays), NoSpace.
         """
-        row = await asyncio.to_thread(self.get, identifier, user=user)
-        name, folder = image_name(row), self.folder(row)
-        with self._quarantine.alone(name):
+        with self._quarantine.alone(f"{identifier.lower()}@{VERSION}"):
+            # Only now: a row from before may be of an image that was withdrawn meanwhile.
+            row = await asyncio.to_thread(self.get, identifier, user=user)
+            folder = self.folder(row)
             received = await asyncio.to_thread(self._append, row, offset, data)
             if received < row.endorsed_size_bytes:
                 return received
@@ -143,9 +148,14 @@ class Proposals:
 
     def withdraw(self, identifier: str, *, user: str | None, actor: str) -> Image:
         """Take the image off, and its bytes off the head. Raises NotFound, Forbidden (approved for
-        all: others count on it), Revoked (denied: it stays for the audit)."""
+        all: others count on it), Revoked (denied: it stays for the audit), Conflict (its file is
+        being received or looked into for longer than is waited for). Blocks."""
         name = image_name(self.get(identifier, user=user))
-        with self._approval.alone(name):
+        # Who has its file in hand would bring back what is removed here, for nobody.
+        with (
+            self._quarantine.alone(name, wait_s=WITHDRAW_WAIT_S),
+            self._approval.alone(name, wait_s=WITHDRAW_WAIT_S),
+        ):
             row = self._withdrawn(identifier, user=user, actor=actor)
             self._changed()
             self._remove_bytes(row)

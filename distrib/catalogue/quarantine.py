@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ class Quarantine:
         self._database, self._store = preparation.database, preparation.store
         self._clock = preparation.clock
         self._busy: set[str] = set()
+        self._turn = threading.Condition()
 
     async def receive(
         self,
@@ -72,17 +74,23 @@ class Quarantine:
             return await self._preparation.prepare(row, actor=actor)
 
     @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """One at a time takes the file of an image version in. Raises Conflict."""
-        if name in self._busy:
-            raise Conflict(
-                f"image {name} is being received already", hint="wait for it", image=name
-            )
-        self._busy.add(name)
+    def alone(self, name: str, *, wait_s: float = 0.0) -> Iterator[None]:
+        """One at a time has the file of an image version in hand. Off the event loop others may be
+        waited for. Raises Conflict."""
+        with self._turn:
+            if not self._turn.wait_for(lambda: name not in self._busy, timeout=wait_s):
+                raise Conflict(
+                    f"image {name} is being received or looked into",
+                    hint="wait for it",
+                    image=name,
+                )
+            self._busy.add(name)
         try:
             yield
         finally:
-            self._busy.discard(name)
+            with self._turn:
+                self._busy.discard(name)
+                self._turn.notify_all()
 
     def recover(self) -> None:
         """After a start: drop half-received and half-converted files, expect again what is gone.

@@ -13,6 +13,7 @@ from distrib.api.bearer import issue_token
 from distrib.catalogue.proposals import PART_MAX_BYTES
 from distrib.cli.main import main
 from distrib.db.models import Role
+from tests.farm.process import eventually
 from tests.head.stories import Head
 from tests.intake.disks import CLEAN, SSH_KEY, ext4, partitioned
 
@@ -63,6 +64,8 @@ def test_a_user_runs_an_own_image_and_nobody_else_does_until_an_admin_says_so(
     alice, bob, admin = shell("alice"), shell("bob"), shell("admin")
     row = alice.ask("image", "propose", disk, "--title", "my analysis")
     assert (row["state"], row["audience"], row["proposed_by"]) == ("approved", ["alice"], "alice")
+    # It is approved first, and then on the next list.
+    eventually("a site list", lambda: head.catalogue.publisher.current() is not None, limit_s=60)
     [listed] = head.site_list().images
     assert listed.ref == row["image"]
     assert (listed.admits("alice"), listed.admits("bob"), listed.is_for_all) == (True, False, False)
@@ -100,7 +103,8 @@ def test_what_is_withdrawn_is_off_the_list_and_off_the_head(
     bytes_here = head.catalogue.store.image_file(row["infohash"])
     assert bytes_here.exists()
     assert alice.ask("image", "withdraw", row["identifier"])["withdrawn"] == row["image"]
-    assert head.site_list().images == ()
+    listed = head.catalogue.publisher.current
+    eventually("off the list", lambda: listed() and head.site_list().images == (), limit_s=60)
     assert not bytes_here.exists()
     assert alice.ask("image", "list", "--mine")["images"] == []
 
