@@ -4,49 +4,48 @@ A farm of one node: `distrib up` (broker, controller, seeder) and an agent, on l
 (run it in a network namespace of its own: `unshare -n`, with `lo` up). The images are sparse files
 whose torrents have as many piece hashes as ones without holes, since these are what stays in
 memory. Nothing is hashed or sent: what a seeder's store and a node's state hold after a publication
-and a pull is put there, through the agent's own cache, and the site list that approves it is
-published as the controller would. The controller, which approved none of it, is only watched. The
-agent reports all of it; that it serves it too was not seen in its memory so far (docs/decisions/
-0030-making-torrents.md).
+and a pull is put there, through the agent's own cache, and what approvals leave in the controller's
+database too: it publishes the site list by itself. Each torrent is asked for once, by a handshake
+with the node.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from unittest import mock
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from cryptography.x509 import load_pem_x509_certificate
 
 from agent.cache.cache import Cache
 from agent.cache.file import FileStore
 from agent.cache.records import ImageVersion
 from agent.pull.torrents import TorrentFiles
 from agent.socket.client import ask
-from distrib.bus.mqtt import Bus, BusSettings
+from distrib.catalogue.entries import entry_of
+from distrib.db.counters import CATALOGUE_CHANGES, rise
+from distrib.db.models import AcceptedList, ImageState
+from distrib.db.models import Image as ImageRow
+from distrib.db.session import Database, sqlite_url
 from distrib.swarm import IMAGE_FILE, TORRENT_FILE
 from distrib.swarm.merkle import BLOCK_BYTES, piece_hash
 from distrib.swarm.torrent import info_of, parse_info, piece_bytes_for, torrent_of
-from distrib.trust.imagelist import Endorser, Image
-from distrib.trust.names import slash_form
-from distrib.trust.signature import sign_smime
-from distrib.trust.siteimage import ControllerKey, Origin, SiteImage
-from distrib.trust.sitelist import SiteList, render_site_list
-from tests.farm.farm import BROKER_PORT, Farm, Loopback, Node, farm_on_loopback
+from distrib.trust.imagelist import Image
+from distrib.trust.siteimage import Origin, SiteImage
+from tests.farm.farm import SWARM_PORT, Farm, Loopback, Node, farm_on_loopback
 from tests.farm.process import eventually
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 SETTLED_S = 10.0
+LIST_ID = str(uuid.uuid4())
+LIST_SHA512 = hashlib.sha512(LIST_ID.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,15 @@ def measured(images: int, size_gb: float, seconds: float) -> dict[str, object]:
             assert farm.head is not None
             _fill_store(farm, made)
             _fill_node(node, made)
-            asyncio.run(_approve(farm, made))
+            _approve(farm, made)
             log = farm.state / "log" / "seeder.log"
             eventually("all are seeded", lambda: _count(log, "seeding") >= images, limit_s=120)
             node.start()
             assert node.agent is not None
             eventually("all are on the node", lambda: _ready(node) == images, limit_s=120)
+            address = node.host.address
+            for one in made:
+                eventually("it is served", partial(is_served, address, one.entry), limit_s=120)
             ready_s = time.monotonic() - began_s
             processes = {"agent": node.agent.pid} | _children_of(farm.head.pid)
             _settle(processes)
@@ -125,7 +127,7 @@ def _made(images: int, size_bytes: int) -> Iterator[Made]:
             size_bytes=size_bytes,
             piece_bytes=piece_bytes,
             sha512=sha512,
-            origin=Origin(name, "1", "/CN=endorser", "/CN=ca", sha512, size_bytes),
+            origin=Origin(LIST_ID, "1", "/CN=endorser", "/CN=ca", sha512, size_bytes),
         )
         yield Made(entry, torrent, first)
 
@@ -173,49 +175,73 @@ def _fill_node(node: Node, made: list[Made]) -> None:
             torrents.keep_layers(entry, one.torrent)
 
 
-async def _approve(farm: Farm, made: list[Made]) -> None:
-    """Publish a site list with the images, as the controller would."""
-    site, now = farm.pki / "site", datetime.now(UTC)
-    certs = site / "certs"
-    certificate = load_pem_x509_certificate((certs / "catalogue.pem").read_bytes())
-    key = load_pem_private_key((certs / "catalogue.key").read_bytes(), None)
-    orders = load_pem_private_key((farm.state / "head" / "orders.key").read_bytes(), None)
-    assert isinstance(orders, Ed25519PrivateKey)
-    site_list = SiteList(
-        identifier=str(uuid.uuid4()),
-        version=str(int(now.timestamp())),
-        created=now,
-        expires=now + timedelta(hours=72),
-        site="Site",
-        endorser=Endorser(slash_form(certificate.subject), slash_form(certificate.issuer)),
-        images=tuple(one.entry for one in made),
-        controller_keys=(ControllerKey.of(orders.public_key()),),
-    )
-    settings = BusSettings(
-        host=farm.head_host.address,
-        port=BROKER_PORT,
-        ca=site / "ca.pem",
-        cert=certs / "controller.pem",
-        key=certs / "controller.key",
-    )
-    bus = Bus(settings, client_id="benchmark")
-    heard = asyncio.Event()
-    message = sign_smime(render_site_list(site_list), certificate, key)
-    topic = bus.topics.site_list
+def _approve(farm: Farm, made: list[Made]) -> None:
+    """As after an approval of each: the controller publishes what its database says."""
+    now, first = datetime.now(UTC), made[0].entry.origin
+    database = Database(sqlite_url(farm.state / "head" / "distrib.db"))
+    with database.transaction() as session:
+        session.add(
+            AcceptedList(
+                sha512=LIST_SHA512,
+                identifier=first.list,
+                version=first.list_version,
+                endorser_dn=first.endorser_dn,
+                endorser_ca=first.endorser_ca,
+                created=now,
+                expires=now + timedelta(days=30),
+                accepted_at=now,
+                accepted_by="benchmark",
+            )
+        )
+        session.flush()
+        session.add_all(_row(one.entry, now) for one in made)
+        rise(session, CATALOGUE_CHANGES)
+    database.close()
 
-    def on_list(_: str, payload: bytes) -> None:
-        if payload == message:
-            heard.set()
 
-    bus.subscribe(topic, on_list)
-    bus.retain(topic, message)
-    async with bus.running(), asyncio.timeout(30):
-        await heard.wait()
+def _row(entry: SiteImage, now: datetime) -> ImageRow:
+    origin = entry.origin
+    return ImageRow(
+        identifier=entry.identifier,
+        version=entry.version,
+        title=entry.title,
+        list_sha512=LIST_SHA512,
+        list_identifier=origin.list,
+        list_version=origin.list_version,
+        endorser_dn=origin.endorser_dn,
+        endorser_ca=origin.endorser_ca,
+        entry=entry_of(entry.image),
+        endorsed_sha512=origin.sha512,
+        endorsed_size_bytes=origin.size_bytes,
+        state=ImageState.APPROVED,
+        since=now,
+        approved_at=now,
+        infohash=entry.infohash,
+        sha512=entry.sha512,
+        size_bytes=entry.size_bytes,
+        piece_bytes=entry.piece_bytes,
+    )
 
 
 def _ready(node: Node) -> int:
     report = ask(node.socket, "status")["report"]
     return sum(one["state"] == "ready" for one in report["images"])
+
+
+def is_served(address: str, entry: SiteImage) -> bool:
+    """Whether the agent at ``address`` answers a handshake (BEP 3, BEP 52) for the image.
+
+    Asked from its own address: that has a place in the farm."""
+    hello = b"\x13BitTorrent protocol" + bytes(7) + b"\x10"
+    hello += bytes.fromhex(entry.infohash)[:20] + b"-BM0000-" + os.urandom(12)
+    try:
+        with socket.create_connection(
+            (address, SWARM_PORT), timeout=5, source_address=(address, 0)
+        ) as peer:
+            peer.sendall(hello)
+            return peer.recv(1) == hello[:1]
+    except OSError:
+        return False
 
 
 def _count(log: Path, what: str) -> int:
