@@ -294,7 +294,7 @@ class Puller:
         try:
             transfer = await pull.run()
             if transfer is not None:
-                self.seeding.take(infohash, transfer, pull.by_transport)
+                self.seeding.take(infohash, transfer, pull.by_transport, pull.bad_peers)
         except (Conflict, NotReady) as error:
             # Evicted or revoked under its feet: the record says which.
             log.info("pull-overtaken", image=pull.image.ref, why=error.message)

@@ -194,7 +194,8 @@ class Reporter:
                 transfer.samples, lambda address: puller.node_at(record.infohash, address)
             )
             failures = Counter(transfer.hash_failures)
-            failures.update(running.bad_peers if running else {})
+            others = running.bad_peers if running else puller.seeding.bad_peers.get(record.infohash)
+            failures.update(others or {})
             moving["bad_peers"] = tuple(
                 BadPeer(
                     address=address,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from agent.pull.stripes import STRIPES, Store, Striped, close, second_of
@@ -50,6 +51,7 @@ class Seeding:
         self._served: dict[str, _Served] = {}
         self._striped: set[str] = set()
         self.brought: dict[str, Mapping[str, int]] = {}
+        self.bad_peers: dict[str, Mapping[str, int]] = {}
 
     def __contains__(self, infohash: object) -> bool:
         return infohash in self._served
@@ -62,9 +64,16 @@ class Seeding:
         served = self._served.get(infohash)
         return None if served is None else served.store
 
-    def take(self, infohash: str, store: Store, brought: Mapping[str, int]) -> None:
-        """Serve on what a pull has ended with; ``brought`` is told until it is served no more."""
-        self.brought[infohash] = brought
+    def take(
+        self,
+        infohash: str,
+        store: Store,
+        brought: Mapping[str, int],
+        bad_peers: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Serve on what a pull has ended with; ``brought``, and who sent bad pieces otherwise
+        than by the swarm (``bad_peers``, by address), are told until it is served no more."""
+        self.brought[infohash], self.bad_peers[infohash] = brought, bad_peers
         if isinstance(store, Striped):
             self._striped.add(infohash)
         now_s = self._monotonic()
@@ -114,6 +123,7 @@ class Seeding:
     async def close(self, infohash: str) -> None:
         """Serve an image no more."""
         self.brought.pop(infohash, None)
+        self.bad_peers.pop(infohash, None)
         served = self._served.pop(infohash, None)
         if served is not None:
             await close(served.store, self._sessions)

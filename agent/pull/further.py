@@ -235,7 +235,7 @@ class Further:
             if self._brought.total() != brought_bytes:
                 brought_bytes, brought_s = self._brought.total(), now_s
             await self._reap(now_s)
-            await self._take_leave()
+            self._take_leave()
             means = self._pulled.means()
             means = replace(means, tokens=(self._leave,) if self._leave and self._left > 0 else ())
             silent_s = now_s - heard_s
@@ -252,14 +252,14 @@ class Further:
                     self._start(kind, sink, now_s)
             await asyncio.wait({complete}, timeout=LOOK_S)
 
-    async def _take_leave(self) -> None:
-        """The newest leave counts; what was fetched from others by it is asked anew."""
+    def _take_leave(self) -> None:
+        """The newest leave counts, and is tried at once. What runs goes on, and follows it: else a
+        log-in that takes longer than the time between two leaves would never be done."""
         newest = self._pulled.means().tokens[-1:]
         if newest and newest[0] is not self._leave:
             self._leave, self._left = newest[0], newest[0].pieces
-            for kind in list(self._running):
-                await self._stop(kind)
-            self._not_before_s.clear()
+            later = self._not_before_s.items()
+            self._not_before_s = {kind: when_s for kind, when_s in later if kind in FREE}
 
     def _ask(self, means: Means, nothing_s: float, missing: int, now_s: float) -> None:
         """Ask for leave where nothing comes; by what there is leave for, it had its time."""

@@ -307,8 +307,8 @@ class Push:
         for remote in self._remotes.values():
             remote.end()
         until_s = time.monotonic() + GOODBYE_S
-        for thread in threads:
-            if thread.ident is not None:
+        for thread, remote in zip(threads, self._remotes.values(), strict=True):
+            if remote.is_connected:
                 thread.join(max(0.0, until_s - time.monotonic()))
         for remote in self._remotes.values():
             remote.abandon()

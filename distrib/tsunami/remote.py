@@ -141,6 +141,11 @@ class Remote:
         self._ending.set()
         self.order("end", *(["purge"] if purge else []))
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there may be something to clean up on the host."""
+        return self._connection is not None
+
     def abandon(self) -> None:
         """Close the connection, whatever the host does."""
         self._ending.set()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.serving_pieces import key_line
+from distrib.cli.serve_pieces import COMMENT as SEEDERS
+from distrib.tsunami.admitting import limited
 from tests.farm.farm import SWARM_PORT, Farm, Node, farm_on_network
 from tests.farm.network import Host, Network
 from tests.farm.process import BIN, eventually
 from tests.tsunami.sshd import SSHD, USER, make_key, public
 
 SSH_PORT, WEB_PORT = 2222, 16980
+SWARM, SSH, WEB = f"{SWARM_PORT}-{SWARM_PORT + 3}", str(SSH_PORT), str(WEB_PORT)
 
 
 @dataclass
@@ -26,19 +30,45 @@ class SshFarm:
     farm: Farm
     network: Network
     key: Path
+    rate_mbit: float
     sshds: dict[str, subprocess.Popen[bytes]]
 
-    def block_swarm(self, *hosts: Host) -> None:
-        """Drop BitTorrent at these hosts, or at all."""
-        rule = f"tcp dport {SWARM_PORT}-{SWARM_PORT + 3} drop"
-        back = f"tcp sport {SWARM_PORT}-{SWARM_PORT + 3} drop"
-        for host in hosts or self.network.hosts:
-            filter_input(host, rule, back)
-
-    def open_swarm(self) -> None:
-        """Take ``block_swarm`` back."""
+    @contextmanager
+    def without(self, *ports: str) -> Iterator[None]:
+        """While the block runs, nothing comes through to these ports of any host (``SWARM``)."""
+        rules = [f"tcp {way} {port} drop" for port in ports for way in ("dport", "sport")]
         for host in self.network.hosts:
-            unfilter(host)
+            filter_input(host, *rules)
+        try:
+            yield
+        finally:
+            for host in self.network.hosts:
+                unfilter(host)
+
+    @contextmanager
+    def at(self, rate_mbit: float) -> Iterator[None]:
+        """While the block runs, every link carries so much."""
+        for host in self.network.hosts:
+            self.network.shape(host, rate_mbit)
+        try:
+            yield
+        finally:
+            for host in self.network.hosts:
+                self.network.shape(host, self.rate_mbit)
+
+    def keys_file(self, name: str) -> Path:
+        """The ``authorized_keys`` of a node, or of the seeder."""
+        return self.key.parent / name / "authorized_keys"
+
+    def mount(self, name: str) -> Path:
+        """What a node has mounted, if it was told to; empty at first."""
+        return self.key.parent / "mounts" / name
+
+    def put(self, node: Node, *labels: str) -> None:
+        """Have the node in the inventory with these labels and its host key."""
+        host_key = self.key.parent / f"{node.name}-key.pub"
+        place = [f"--address={node.host.address}", "--rack=R1", f"--host-key={host_key}"]
+        self.farm.distrib("node", "add", node.name, *place, *(f"--label={one}" for one in labels))
 
 
 def filter_input(host: Host, *rules: str) -> None:
@@ -59,9 +89,16 @@ def _nft(host: Host, script: str) -> None:
 
 @contextmanager
 def ssh_farm(
-    directory: Path, nodes: int, *, rate_mbit: float, web_seed: bool = False, token_bps: int = 0
+    directory: Path,
+    nodes: int,
+    *,
+    rate_mbit: float,
+    web_seed: bool = False,
+    token_bps: int = 0,
+    sources: Mapping[str, Any] | None = None,
 ) -> Iterator[SshFarm]:
-    """The agents run, and pieces may go over SSH between all of them."""
+    """The agents run, and pieces may go over SSH between all of them. ``sources`` are settings of
+    every agent; with any, each has a directory mounted."""
     directory.mkdir(parents=True, exist_ok=True)
     key, head_key = make_key(directory / "key"), make_key(directory / "head-key")
     told = {
@@ -79,29 +116,39 @@ def ssh_farm(
         farm, network = stack.enter_context(
             farm_on_network(directory / "farm", 0, rate_mbit=rate_mbit, names=nodes)
         )
-        running = SshFarm(farm, network, key, {})
+        running = SshFarm(farm, network, key, rate_mbit, {})
         stack.callback(_end, running.sshds)
-        serve = f"{BIN / 'distrib'} serve-pieces --images {farm.state / 'head' / 'images'}"
-        line = f'restrict,command="{serve}" {public(key)}'
-        running.sshds["seeder"] = _sshd(directory / "head", farm.head_host, head_key, line)
+        serve = [str(BIN / "distrib"), "serve-pieces", "--images", str(images_of(farm))]
+        line = limited(public(key), serve, comment=SEEDERS)
+        running.sshds["seeder"] = _sshd(directory / "seeder", farm.head_host, head_key, line)
         for number in range(1, nodes + 1):
-            add_node(running, f"wn{number}", network.add_host(rate_mbit=rate_mbit), directory)
+            add_node(running, f"wn{number}", network.add_host(rate_mbit=rate_mbit), sources)
         eventually("all online", lambda: _online(farm), limit_s=60)
         yield running
 
 
-def add_node(running: SshFarm, name: str, host: Host, directory: Path, link_mbit: int = 0) -> Node:
+def images_of(farm: Farm) -> Path:
+    """The head's image store."""
+    return farm.state / "head" / "images"
+
+
+def add_node(
+    running: SshFarm, name: str, host: Host, sources: Mapping[str, Any] | None = None
+) -> Node:
     """A node with its sshd, its host key in the inventory; its agent runs."""
-    farm = running.farm
+    directory, farm = running.key.parent, running.farm
     node = farm.add_node(name, host)
     host_key = make_key(directory / f"{name}-key")
-    labels = [f"--label=link_mbit={link_mbit}"] if link_mbit else []
-    place = [f"--address={host.address}", "--rack=R1", f"--host-key={host_key}.pub", *labels]
-    farm.distrib("node", "add", name, *place)
+    running.put(node)
+    said = {"identity": str(running.key), "peer_user": USER, "ssh_port": SSH_PORT}
+    sections: dict[str, Mapping[str, Any]] = {"tsunami": said}
+    if sources is not None:
+        running.mount(name).mkdir(parents=True)
+        sections["sources"] = {"paths": [str(running.mount(name))], **sources}
     with (node.directory / "agent.toml").open("a") as config:
-        said = {"identity": str(running.key), "peer_user": USER, "ssh_port": SSH_PORT}
-        lines = (f"{key} = {json.dumps(value)}" for key, value in said.items())
-        config.write("\n[tsunami]\n" + "\n".join(lines) + "\n")
+        for section, values in sections.items():
+            lines = (f"{key} = {json.dumps(value)}" for key, value in values.items())
+            config.write(f"\n[{section}]\n" + "\n".join(lines) + "\n")
     line = key_line(public(running.key), agent_socket=node.socket)
     running.sshds[name] = _sshd(directory / name, host, host_key, line)
     node.start()

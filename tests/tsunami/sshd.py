@@ -37,15 +37,24 @@ def public(file: Path) -> str:
     return " ".join(file.with_name(f"{file.name}.pub").read_text().split()[:2])
 
 
+def public_of(file: Path) -> str:
+    """The public half, from the private one."""
+    command = ["ssh-keygen", "-y", "-f", str(file)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return " ".join(done.stdout.split()[:2])
+
+
 @dataclass
 class Sshd:
-    """One sshd in a directory. ``home`` is what its users have as $HOME."""
+    """One sshd in a directory. ``home`` is what its users have as $HOME; ``prefix`` goes before its
+    command, to run it in another network namespace (there it needs a ``port``)."""
 
     directory: Path
     address: str = "127.0.0.1"
     settings: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
     port: int = 0
+    prefix: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +134,9 @@ class Sshd:
         config.write_text("\n".join(lines) + "\n")
         own = f'mount --bind "{self.files}" "{self.srv}" && exec {SSHD} -D -e -f "{config}"'
         self.process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", own], stderr=subprocess.PIPE, start_new_session=True
+            [*self.prefix, "unshare", "--mount", "sh", "-c", own],
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         self._await_listening()
 

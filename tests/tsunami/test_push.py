@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tests.tsunami.sshd import USER, Sshd
 
 MIB = 1 << 20
 SIZE = 24 * MIB + 12345
+
+DISTRIB = (sys.executable, "-m", "distrib")
 
 Start = Callable[[int], list[Sshd]]
 
@@ -47,7 +49,7 @@ def arguments(hosts: list[Sshd], image: Path, key: Path, *more: str) -> list[str
 
 def distrib(*arguments: str, check: bool = True) -> tuple[int, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "distrib", *arguments, "--json"],
+        [*DISTRIB, *arguments, "--json"],
         check=False,
         capture_output=True,
         text=True,
@@ -98,7 +100,7 @@ def test_one_is_dead_and_one_sends_wrong_bytes(sshds: Start, image: Path, key: P
     liar.start()
     to = hosts[0].srv / "image.raw"
     # It has some chunks before anybody else has: with one slot each, it must feed one of them.
-    interrupted(liar, arguments([liar], image, key, "push", "--to", str(to)))
+    interrupted(liar, [*DISTRIB, *arguments([liar], image, key, "push", "--to", str(to))])
     words = arguments(hosts, image, key, "push", "--to", str(to), "--slots", "1")
     status, told = distrib(*words)
     assert status == 8
@@ -115,7 +117,7 @@ def test_one_is_dead_and_one_sends_wrong_bytes(sshds: Start, image: Path, key: P
 def test_interrupted_it_goes_on_where_it_was(sshds: Start, image: Path, key: Path) -> None:
     (host,) = sshds(1)
     words = arguments([host], image, key, "push", "--to", str(host.srv / "image.raw"))
-    have = interrupted(host, words)
+    have = interrupted(host, [*DISTRIB, *words])
     left = left_behind(host)
     assert left == [str(have.parent)], "the partial file stays, the key's line is gone"
     assert not (have.parent / "key").exists()
@@ -128,15 +130,15 @@ def test_interrupted_it_goes_on_where_it_was(sshds: Start, image: Path, key: Pat
     assert left_behind(host) == []
 
 
-def interrupted(host: Sshd, words: list[str]) -> Path:
+def interrupted(
+    host: Sshd, command: list[str], environment: Mapping[str, str] | None = None
+) -> Path:
     """Push until the host has some chunks, then Ctrl-C; where they are."""
-    slow = [*words, "--slots", "1"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "distrib", *slow], stderr=subprocess.DEVNULL
-    ) as pushing:
+    slow = [*command, "--slots", "1"]
+    with subprocess.Popen(slow, stderr=subprocess.DEVNULL, env=environment) as pushing:
         have = _eventually_some(host)
         pushing.send_signal(signal.SIGINT)
-        assert pushing.wait(30) == 130
+        assert pushing.wait(60) == 130
     return have
 
 
@@ -172,6 +174,20 @@ def test_a_host_with_another_key_is_not_spoken_to(sshds: Start, image: Path, key
     assert [row["state"] for row in told["hosts"]] == ["done", "failed"]
     assert told["hosts"][1]["error"]["code"] == "host-key-refused"
     assert list(wrong.files.iterdir()) == []
+
+
+def test_who_is_not_done_at_the_deadline_has_failed_and_is_not_waited_for(
+    sshds: Start, image: Path, key: Path
+) -> None:
+    (host,) = sshds(1)
+    assert host.process is not None
+    # The kernel connects; nobody ever answers.
+    host.process.send_signal(signal.SIGSTOP)
+    words = arguments([host], image, key, "push", "--to", str(host.srv / "image.raw"))
+    status, told = distrib(*words, "--deadline", "1")
+    assert (status, told["hosts"][0]["error"]["code"]) == (8, "timed-out")
+    assert "deadline" in told["hosts"][0]["error"]["message"]
+    assert told["seconds"] < 10
 
 
 def test_the_key_of_a_push_reads_verified_chunks_and_nothing_else(
