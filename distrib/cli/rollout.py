@@ -93,10 +93,11 @@ def status(*, name: str | None, watch: bool, timeout_s: float | None, as_json: b
             _follow(client, wanted, timeout_s=timeout_s, as_json=as_json)
             return
         document = client.get(path_of("rollouts", wanted))
+        caps = {} if as_json else client.get("/caps")["caps"]
     if as_json:
         print_json(document)
     else:
-        print_rollout(document)
+        print_rollout(document, caps)
 
 
 @rollout.command("list")

@@ -45,7 +45,7 @@ def summary_line(rollout: dict[str, Any]) -> str:
     )
     rate = f", {bytes_text(summary['rate_bps'])}/s" if summary["rate_bps"] else ""
     within = ", ".join(
-        f"{way} ≤ {bytes_text(rollout[f'{way}_bps'])}/s a node"
+        f"{way} ≤ {mbit_text(rollout[f'{way}_bps'])} a node"
         for way in ("download", "upload")
         if rollout.get(f"{way}_bps")
     )
@@ -60,9 +60,27 @@ def summary_line(rollout: dict[str, Any]) -> str:
     )
 
 
-def print_rollout(rollout: dict[str, Any]) -> None:
-    """The summary, and a row a node."""
+def mbit_text(rate_bps: int) -> str:
+    """A cap, in the unit that it is given in."""
+    return f"{rate_bps * 8 / 1e6:g} Mbit/s"
+
+
+def caps_line(caps: dict[str, Any]) -> str:
+    """The site's caps of what a node exchanges with its rack, its room and others; "": none."""
+    within = [
+        f"{tier} {way.removesuffix('_bps')} ≤ {mbit_text(cap)}"
+        for tier, ways in caps.items()
+        for way, cap in ways.items()
+        if cap
+    ]
+    return f"caps of the site, a node: {', '.join(within)}" if within else ""
+
+
+def print_rollout(rollout: dict[str, Any], caps: dict[str, Any]) -> None:
+    """The summary with the caps in force, and a row a node. ``caps``: the site's."""
     print_line(summary_line(rollout))
+    if within := caps_line(caps):
+        print_line(within)
     print_table(_TITLES, [_row(row) for row in rollout["nodes"]], empty="no nodes")
 
 

@@ -22,6 +22,7 @@ class Movement:
         self._clock = clock
         self._heard_at: dict[str, datetime] = {}
         self._moved: dict[str, dict[str, tuple[State, int, datetime]]] = {}
+        self._fed: dict[str, dict[str, dict[str, datetime]]] = {}
 
     def heard(self, report: Report) -> None:
         """Take in what a node says."""
@@ -35,13 +36,22 @@ class Movement:
         }
         if after:
             self._moved[report.node] = after
+            fed = self._fed.setdefault(report.node, {})
+            for gone in fed.keys() - after.keys():
+                del fed[gone]
+            for image in report.images:
+                givers = {link.node for link in image.links if link.node and link.download_bps}
+                if image.infohash in after and givers:
+                    fed.setdefault(image.infohash, {}).update(dict.fromkeys(givers, now))
         else:
             self._moved.pop(report.node, None)
+            self._fed.pop(report.node, None)
 
     def forget(self, node: str) -> None:
         """The node is off the inventory, or its report was deleted."""
         self._heard_at.pop(node, None)
         self._moved.pop(node, None)
+        self._fed.pop(node, None)
 
     def silent_s(self, node: str, now: datetime) -> float | None:
         """Seconds since the node's newest report; None: there is none."""
@@ -52,6 +62,11 @@ class Movement:
         """Seconds since the verified bytes or the state of an image changed; 0 at rest."""
         moved = self._moved.get(node, {}).get(infohash)
         return 0.0 if moved is None else (now - moved[2]).total_seconds()
+
+    def dry_s(self, node: str, infohash: str, now: datetime) -> dict[str, float]:
+        """Seconds since each peer that ever gave it bytes of an image, by name, last did so."""
+        fed = self._fed.get(node, {}).get(infohash, {})
+        return {giver: (now - at).total_seconds() for giver, at in fed.items()}
 
 
 def _moved(

@@ -36,6 +36,7 @@ def swarm_view(
             online=fleet.is_online(name),
             silent_s=fleet.movement.silent_s(name, now),
             still_s=fleet.movement.still_s(name, infohash, now),
+            dry_s=fleet.movement.dry_s(name, infohash, now),
             **_said(held[name]),
         )
         for name in names

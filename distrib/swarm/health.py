@@ -14,13 +14,17 @@ For each node that wants the image and has not all of it, the first of these tha
 8. ``behind-slow-node``: it gets what its parents get, which is less than ``BELOW`` of the usual;
    ``by`` is who of those above is slow.
 
+Where several parents feed a node, each a stripe, the culprit is looked for above those who gave
+nothing for longest: a stripe that still comes, or came to its end later, is not at fault.
+
 What nodes say is a claim; this accuses nobody, it says where to look first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from statistics import median_low
 
 from distrib.swarm.relay_pace import BELOW
@@ -31,12 +35,17 @@ SETTLED = frozenset({"verifying", "evicting", "blocked"})
 """States in which bytes stand still without fault, or for a reason that is told with the state."""
 
 
+TOGETHER_S = 2.0
+"""Who fell silent within so long of each other is as likely as the other to be at fault."""
+
+
 @dataclass(frozen=True)
 class Watched:
     """A node that wants the image: what it said last, and how long ago that was, in seconds.
 
     ``silent_s``: since its newest report; None: it never reported. ``still_s``: since its verified
-    bytes or its state changed."""
+    bytes or its state changed. ``dry_s``: since each peer last gave it bytes, by name; who is not
+    in it never did."""
 
     parents: tuple[str, ...] = ()
     online: bool = True
@@ -47,10 +56,18 @@ class Watched:
     text: str = ""
     silent_s: float | None = None
     still_s: float = 0.0
+    dry_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return self.state in COMPLETE
+
+    @property
+    def driest(self) -> tuple[str, ...]:
+        """The parents who gave nothing for longest; of one stripe, all of them."""
+        dry_s = {parent: self.dry_s.get(parent, inf) for parent in self.parents}
+        longest_s = max(dry_s.values(), default=0.0)
+        return tuple(parent for parent in self.parents if dry_s[parent] >= longest_s - TOGETHER_S)
 
 
 @dataclass(frozen=True)
@@ -127,18 +144,18 @@ def _origin(
 
 
 def _above(name: str, nodes: Mapping[str, Watched]) -> Iterator[str]:
-    """Parents, their parents, ...: nearest first, each once."""
-    seen, row = {name}, list(nodes[name].parents)
+    """Parents, their parents, ...: nearest first, each once; of several the driest."""
+    seen, row = {name}, list(nodes[name].driest)
     while row:
         above = [parent for parent in dict.fromkeys(row) if parent not in seen]
         seen.update(above)
         yield from above
-        row = [over for parent in above if parent in nodes for over in nodes[parent].parents]
+        row = [over for parent in above if parent in nodes for over in nodes[parent].driest]
 
 
 def _first_ahead(node: Watched, nodes: Mapping[str, Watched], sources: Collection[str]) -> str:
     """The first parent that has what the node misses."""
-    for parent in node.parents:
+    for parent in node.driest:
         known = nodes.get(parent)
         if parent in sources:
             return parent

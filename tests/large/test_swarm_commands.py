@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import pty
+import struct
+import subprocess
+import termios
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import libtorrent as lt
 import pytest
 
 from tests.farm.farm import Farm, farm_on_loopback
-from tests.farm.process import CommandFailed, eventually
+from tests.farm.process import BIN, CommandFailed, eventually
 
 SIZE = 3 << 20
 ALLOWED, STRANGER = "127.0.9.77", "127.0.9.78"
@@ -53,6 +60,64 @@ def test_the_tree_of_a_rollout_and_of_a_node_that_went(farm: Farm) -> None:
     with pytest.raises(CommandFailed) as caught:
         farm.distrib("swarm", "show", "no-such-image")
     assert caught.value.status == 4
+
+
+def on_a_terminal(
+    farm: Farm, *arguments: str, rows: int, enough: Callable[[str], bool], then: Callable[[], None]
+) -> str:
+    """``distrib ARGUMENTS`` on a pseudo terminal; all that it wrote. Fails where it fails.
+
+    ``then`` is done once what was written is ``enough``."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 120, 0, 0))
+    child = subprocess.Popen(
+        [str(BIN / "distrib"), *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={key: value for key, value in os.environ.items() if key not in {"LINES", "COLUMNS"}}
+        | {"DISTRIB_CONFIG": str(farm.state / "client.toml"), "TERM": "xterm"},
+    )
+    os.close(theirs)
+    written, waits = b"", True
+    # The end of a pseudo terminal that nobody holds any more is an error (EIO).
+    with contextlib.suppress(OSError):
+        while piece := os.read(ours, 4096):
+            written += piece
+            if waits and enough(written.decode(errors="replace")):
+                waits = False
+                then()
+    os.close(ours)
+    assert child.wait(30) == 0, written
+    return written.decode()
+
+
+def test_a_terminal_shows_the_tree_over_itself_until_all_have_the_image(farm: Farm) -> None:
+    for node in farm.nodes.values():
+        if node.agent is None or not node.agent.running:
+            node.start()
+    farm.publish(SIZE, alias="live")
+    started = farm.ask("rollout", "start", "live", "--nodes=all", "--download-mbit=0.5")
+    farm.distrib("swarm", "caps", "--elsewhere", "400/0")
+    told = farm.distrib("rollout", "status", started["id"]).splitlines()
+    farm.distrib("swarm", "caps", "--elsewhere", "default")
+    assert "download ≤ 0.5 Mbit/s a node" in told[0]
+    assert told[1] == "caps of the site, a node: elsewhere download ≤ 400 Mbit/s"
+    up, uncapped = "\x1b[1A", ("--rollout", started["id"], "--download-mbit=0")
+    shown = on_a_terminal(
+        farm,
+        *("swarm", "show", "live", "--watch", "--every=0.2"),
+        rows=5,
+        enough=lambda written: written.count(up) > 3,
+        then=lambda: print(farm.distrib("swarm", "caps", *uncapped)),
+    )
+    pictures = shown.split(up)
+    assert len(pictures) > 3
+    assert "pulling" in pictures[0]
+    assert any("… and " in picture for picture in pictures)
+    assert "(2 ready), 100 %" in shown.rpartition("live: ")[2]
+    # The cursor, which is hidden meanwhile, is back.
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
 
 
 def test_a_foreign_client_completes_from_an_exported_torrent(farm: Farm, tmp_path: Path) -> None:

@@ -103,6 +103,20 @@ def test_a_small_swarm_is_drawn_with_its_chain_its_stall_and_its_bad_peer() -> N
     assert "(fetches from seeder)" in tree[3]
 
 
+def test_who_fed_a_node_is_remembered_when_nobody_does_any_more() -> None:
+    farm = FakeFarm(2)
+    movement = farm.fleet.movement
+    both = tuple(Link(node=peer, address="192.0.2.1", download_bps=7) for peer in ("a", "b"))
+    farm.report("wn0000", done=10, links=both)
+    farm.now += timedelta(seconds=5)
+    farm.report("wn0000", done=20, links=both[:1])
+    farm.now += timedelta(seconds=5)
+    farm.report("wn0000", done=20)
+    assert movement.dry_s("wn0000", INFOHASH, farm.now) == {"a": 5.0, "b": 10.0}
+    farm.report("wn0000", done=SIZE, state=ImageState.READY)
+    assert movement.dry_s("wn0000", INFOHASH, farm.now) == {}
+
+
 def test_a_pipe_gets_a_line_for_each_change_and_an_end() -> None:
     farm = FakeFarm(2)
     for name in farm.names:

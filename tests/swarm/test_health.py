@@ -41,6 +41,28 @@ def test_who_waits_for_a_node_that_is_gone_names_that_node() -> None:
     }
 
 
+def test_of_two_stripes_the_one_that_stopped_coming_is_followed_to_its_culprit() -> None:
+    """wn2 has stripe 0 from wn0, which came to its end, and stripe 1 from wn1, whose disk is full;
+    wn0's other parent went away long ago, and wn0 was fed elsewhere since."""
+    nodes = {
+        "gone": replace(STILL, online=False),
+        "wn0": replace(STILL, parents=("gone", "wn1"), dry_s={"gone": 11.0, "wn1": 31.0}),
+        "wn1": replace(STILL, state="failed", reason="no-space"),
+        "wn2": replace(STILL, parents=("wn0", "wn1"), dry_s={"wn0": 12.0, "wn1": 30.0}),
+        "never": replace(STILL, parents=("wn0", "wn1"), dry_s={"wn0": 12.0}),
+    }
+    told = reasons(found(nodes))
+    for name in ("wn0", "wn2", "never"):
+        assert told[name] == ("behind-slow-node", "wn1")
+
+
+def test_of_two_parents_who_have_what_is_missing_the_silent_one_is_slow() -> None:
+    ahead = replace(MOVES, bytes_done=90)
+    last = replace(STILL, parents=("wn0", "wn1"), dry_s={"wn0": 12.0, "wn1": 30.0})
+    nodes = {"wn0": ahead, "wn1": ahead, "wn2": last}
+    assert reasons(found(nodes))["wn2"] == ("parent-slow", "wn1")
+
+
 def test_a_full_disk_is_named_and_not_what_waits_for_it() -> None:
     nodes = chain(MOVES, replace(STILL, state="failed", reason="no-space", text="1 GiB"), STILL)
     stalls = found(nodes)
