@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from tests.stories.test_rollout import start, wait
 USER = "alice"
 HOME = Path("/home") / USER
 LIMIT_S = 60.0
+
+HOST_MIB = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+NODE_MIB = HOST_MIB + 4096
+"""What slurm.conf says that the node has."""
 
 CONFIGURATION = """\
 ClusterName=bed
@@ -41,7 +46,7 @@ MailProg=/bin/true
 MpiDefault=none
 KillWait=10
 BatchStartTimeout=120
-NodeName={node} CPUs=4 RealMemory=6000
+NodeName={node} CPUs=4 RealMemory={memory_mib}
 PartitionName=virt Nodes=ALL Default=YES State=UP
 """
 
@@ -140,6 +145,16 @@ class SlurmSite:
         self.features()
         self.master.run(AGENT, "hooks", "slurm", "held")
 
+    def bring(self, alias: str) -> Image:
+        """Another image, approved and on the node."""
+        file = self.farm.directory / f"{alias}.raw"
+        build = [ROOT / "scripts" / "guest" / "build", "-o", file, "--size-mb", "32"]
+        subprocess.run([*build, "--payload-seed", alias], check=True, capture_output=True)
+        image = self.farm.endorse(file, alias=alias)
+        self.farm.approve(image)
+        wait(self.farm, start(self.farm, image, self.node.name))
+        return image
+
     def left(self) -> list[str]:
         """What jobs have left on the node."""
         host = self.node.host
@@ -174,7 +189,9 @@ def slurm_site(directory: Path, guest_image: Path, *, burst_buffer: bool) -> Ite
         wait(farm, start(farm, image, "wn1"))
         made.head.run("sh", "-c", PREPARE, environment={"DEBIAN_FRONTEND": "noninteractive"})
         configuration = made.head.path("/etc/slurm/slurm.conf")
-        configuration.write_text(CONFIGURATION.format(master=MASTER, node="wn1"))
+        configuration.write_text(
+            CONFIGURATION.format(master=MASTER, node="wn1", memory_mib=NODE_MIB)
+        )
         more = ["--burst-buffer"] if burst_buffer else []
         # The bed's hosts share a file system.
         made.head.run(AGENT, "hooks", "slurm", "install", *more)

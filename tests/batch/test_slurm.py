@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.hooks.slurm.names import feature
-from tests.batch.cluster import SlurmSite, slurm_site
+from tests.batch.cluster import HOST_MIB, NODE_MIB, SlurmSite, slurm_site
 from tests.batch.product import PREFIX
 from tests.batch.site import AGENT
 from tests.farm.process import eventually
@@ -65,6 +65,50 @@ def test_what_the_site_does_not_approve_is_refused_at_submission(cluster: SlurmS
     assert "is no image" in refusal(cluster, "--comment=vm_name=$(id)")
     assert "ask for --nodes=1" in refusal(cluster, IMAGE, "--nodes=2")
     assert "64M or more" in refusal(cluster, IMAGE, "--mem=10")
+
+
+def test_each_task_of_an_array_has_its_guest_and_none_once_its_image_is_denied(
+    cluster: SlurmSite,
+) -> None:
+    image = cluster.bring("doomed")
+    comment = "--comment=vm_name=doomed"
+    say = '#!/bin/sh\necho "$(hostname) $SLURM_ARRAY_TASK_ID"; exit $SLURM_ARRAY_TASK_ID\n'
+    array = cluster.sbatch(comment, "--mem=256", "--array=3-4", script=say)
+    for task in ("3", "4"):
+        shown = cluster.becomes(f"{array}_{task}", "FAILED", "COMPLETED", limit_s=120)
+        assert cluster.output(f"{array}_{task}") == f"guest {task}\n"
+        assert shown["ExitCode"] == f"{task}:0"
+    queued = cluster.sbatch(comment, "--array=3-4", "--hold", script=say)
+    cluster.farm.distrib("image", "deny", image.ref, "--reason", "a hole")
+    eventually("the node knows", lambda: cluster.node.state(image) == "blocked")
+    # Under another name than before: an answer of the agent's is used again for some seconds.
+    told = refusal(cluster, f"--comment=vm_name={image.identifier}")
+    assert len([line for line in told.splitlines() if "site list" in line]) == 1
+    cluster.master.run("scontrol", "release", queued)
+    for task in ("3", "4"):
+        shown = cluster.becomes(f"{queued}_{task}", "FAILED", "COMPLETED", limit_s=120)
+        [line] = cluster.output(f"{queued}_{task}").splitlines()
+        assert line.startswith(f"distrib: image doomed ({image.identifier}) is not on the site")
+        assert shown["ExitCode"] == "100:0"
+
+
+def test_a_job_that_asks_for_more_memory_than_there_is_ends_with_one_line(
+    cluster: SlurmSite,
+) -> None:
+    more = f"--mem={NODE_MIB + 1024}"
+    assert "Requested node configuration is not available" in refusal(cluster, IMAGE, more)
+    # slurm.conf promises what the node does not have: another node might.
+    job = cluster.sbatch(
+        *(IMAGE, f"--mem={HOST_MIB + 1024}", "--open-mode=append"),
+        script="#!/bin/sh\nhostname\n",
+    )
+    eventually("it is queued again", lambda: cluster.job(job)["Restarts"] == "1", limit_s=60)
+    cluster.master.run("scancel", job)
+    cluster.becomes(job, "CANCELLED")
+    first, *_ = cluster.output(job).splitlines()
+    assert f"a guest of {HOST_MIB + 1024} MiB is larger than this node's memory" in first
+    assert f"({HOST_MIB} MiB)" in first
+    assert cluster.state() in {"idle", "comp", "mix", "alloc"}
 
 
 def test_the_environment_names_no_image(cluster: SlurmSite) -> None:

@@ -34,9 +34,11 @@ class Grant:
     vcpus: int | None
 
 
-def grant_in(text: str) -> Grant:
+def grant_in(text: str, job: str) -> Grant:
     """What ``scontrol -o show job JOB`` says. Raises NodeError for another answer."""
-    found = dict(_GRANTED.findall(text))
+    # The number of an array is that of its last task too: all of its tasks are told.
+    lines = [line for line in text.splitlines() if line.startswith(f"JobId={job} ")]
+    found = dict(_GRANTED.findall(lines[0] if lines else ""))
     try:
         cpus = int(found["NumCPUs"])
     except (KeyError, ValueError):
@@ -48,7 +50,7 @@ def grant_in(text: str) -> Grant:
 
 def grant(job: str) -> Grant:
     """What slurmctld gave a job. Raises as ``run``."""
-    return grant_in(run("scontrol", "-o", "show", "job", job))
+    return grant_in(run("scontrol", "-o", "show", "job", job), job)
 
 
 def features_in(text: str) -> Features:
