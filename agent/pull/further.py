@@ -128,11 +128,18 @@ def by_transport(standing: Standing) -> Collection[str]:
 
 
 class Counted:
-    """A sink that counts the bytes that were kept, under the name of who brought them."""
+    """A sink that counts the bytes that were kept, under the name of who brought them first:
+    ``counted`` are the pieces so far, of all names."""
 
     def __init__(
-        self, sink: PieceSink, name: str, brought: Counter[str], on_kept: Callable[[], None]
+        self,
+        sink: PieceSink,
+        name: str,
+        brought: Counter[str],
+        counted: set[int],
+        on_kept: Callable[[], None],
     ) -> None:
+        self._counted = counted
         self._sink = sink
         self._name = name
         self._brought = brought
@@ -156,8 +163,11 @@ class Counted:
     async def offer(self, index: int, data: bytes) -> bool:
         kept = await self._sink.offer(index, data)
         if kept:
-            self._brought[self._name] += len(data)
+            # A piece that comes again has cost as much, and has brought nothing.
             self._on_kept()
+            if index not in self._counted:
+                self._counted.add(index)
+                self._brought[self._name] += len(data)
         return kept
 
     async def complete(self) -> None:
@@ -186,6 +196,7 @@ class Further:
         self._pulled = pulled
         self._swarm_bytes = swarm_bytes
         self._brought = brought
+        self._counted: set[int] = set()
         self._policy = policy
         self._running: dict[str, tuple[asyncio.Task[None], Source, float]] = {}
         self._not_before_s: dict[str, float] = {}
@@ -279,7 +290,8 @@ class Further:
             self._not_before_s[kind] = now_s + TRY_AGAIN_S
             return
         log.info("source-begins", source=kind, infohash=sink.infohash)
-        bringing = source.bring(Counted(sink, kind, self._brought, self._kept))
+        counted = Counted(sink, kind, self._brought, self._counted, self._kept)
+        bringing = source.bring(counted)
         task = asyncio.create_task(bringing, name=f"source {kind}")
         self._running[kind] = (task, source, now_s)
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cache.file import FileStore
 from agent.pull import further
-from agent.pull.further import Further, Means, Pulled, Standing, by_transport
+from agent.pull.further import Counted, Further, Means, Pulled, Standing, by_transport
 from agent.pull.pulling import Plan
 from agent.pull.source import PieceSink, Source
 from agent.pull.swarm import SwarmSource
@@ -209,6 +209,17 @@ async def test_leave_is_asked_for_and_ends_with_its_pieces(
     assert asked[0] == 200
     # It is looked at every 50 ms: as many as come in that time may be beyond.
     assert 10 <= len(sink.held) <= 20
+
+
+async def test_a_piece_that_two_bring_counts_once() -> None:
+    brought: Counter[str] = Counter()
+    sink, counted, kept = Memory(3), set[int](), []
+    for name in ("tsunami", "http"):
+        of_name = Counted(sink, name, brought, counted, lambda: kept.append(1))
+        for index in (0, 1):
+            assert await of_name.offer(index, b"1234")
+    assert brought == {"tsunami": 8}
+    assert len(kept) == 4
 
 
 async def test_the_deadline_holds_without_a_swarm(published: Published) -> None:

@@ -102,6 +102,19 @@ def test_a_subscriber_gets_pieces_as_they_arrive(connection: Connection, held: H
     assert pieces(client, 1) == [PIECES - 2]
 
 
+def test_a_subscription_that_is_renewed_repeats_nothing(connection: Connection, held: Held) -> None:
+    client = opened(connection, held)
+    client.subscribe([True] * PIECES)
+    assert pieces(client, 1) == [0]
+    # The others are on their way, or were sent already: nobody can tell.
+    client.subscribe([True] * PIECES)
+    assert pieces(client, PIECES // 2 - 1) == list(range(1, PIECES // 2))
+    held.arrive(PIECES // 2, 1)
+    assert pieces(client, 1) == [PIECES // 2]
+    client.get(3, 1)
+    assert pieces(client, 1) == [3]
+
+
 def test_what_is_dropped_is_not_sent_again(connection: Connection, held: Held) -> None:
     client = opened(connection, held)
     client.subscribe(index >= PIECES // 2 for index in range(PIECES))
