@@ -25,14 +25,14 @@ from agent.pull import machine
 from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe, Stage
 from agent.pull.source import PieceSink
 from distrib.bus.messages import NodeReason, Peer
-from distrib.errors import DistribError, NetworkError, TimedOut
+from distrib.errors import DistribError, MessageInvalid, NetworkError, TimedOut
 from distrib.swarm.events import PeerSample
 from distrib.swarm.pieces import piece_hashes, torrent_with_layer
 from distrib.swarm.torrent import TorrentInfo
 from distrib.tsunami.client import COMMAND, PieceClient
-from distrib.tsunami.keys import HostTrust, Identity
+from distrib.tsunami.keys import HostKeyRefused, HostTrust, Identity
 from distrib.tsunami.protocol import Have, Piece
-from distrib.tsunami.ssh import Limits, connect
+from distrib.tsunami.ssh import Limits, SshKeyRefused, connect
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,10 @@ OFFERS_MAX_BYTES = 8 << 20
 
 THREADS_MAX = 64
 BAD_MAX = 2
+
+_STRANGE = (HostKeyRefused, SshKeyRefused, MessageInvalid)
+"""What does not mend itself: somebody is to look at it."""
+
 SHARE_AGAIN_S = 2.0
 
 
@@ -95,6 +99,7 @@ class _Session:
     task: asyncio.Task[None] | None = None
     client: PieceClient | None = None
     have: bytearray = field(default_factory=bytearray)
+    spoilt: set[int] = field(default_factory=set)
     received_bytes: int = 0
     over: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -252,7 +257,8 @@ class TsunamiSource:
 
             await self._in_thread(_read, client, hand_on, session.have)
         except DistribError as error:
-            log.info("peer-ended", peer=session.peer.node, code=error.code, why=error.message)
+            told = log.warning if isinstance(error, _STRANGE) else log.info
+            told("peer-ended", peer=session.peer.node, code=error.code, why=error.message)
         finally:
             self._close(session)
         self._step(machine.on_peer_down(self._state, address, now_s=self._now_s()))
@@ -277,6 +283,7 @@ class TsunamiSource:
             room.release()
         self._bad[session.peer.node] += 1
         session.have[piece.index] = 0
+        session.spoilt.add(piece.index)
         self._on_bad_peer(session.peer, f"piece {piece.index} failed its hash")
         if self._bad[session.peer.node] >= BAD_MAX:
             self._close(session)
@@ -293,7 +300,9 @@ class TsunamiSource:
         stripe_of = {peer.address: i for i, peer in enumerate(self._state.plan.parents)}
         striped = self._state.plan.stripes > 1 and len(stripe_of) > 1
         feeds = [stripe_of.get(one.peer.address) if striped else None for one in sessions]
-        wanted = _shares(sink.missing(), [one.have for one in sessions], feeds)
+        parents = {peer.address for peer in self._state.plan.parents}
+        first = [n for n, one in enumerate(sessions) if one.peer.address in parents]
+        wanted = _shares(sink.missing(), [one.have for one in sessions], feeds, first)
         for session, share in zip(sessions, wanted, strict=True):
             self._spawn(self._subscribe(session, share), "subscribe")
 
@@ -301,6 +310,10 @@ class TsunamiSource:
         if session.client is not None:
             with contextlib.suppress(NetworkError):
                 await self._in_thread(session.client.subscribe, share)
+                # Sent before, and bad: nobody else has it.
+                for index in [one for one in session.spoilt if share[one]]:
+                    session.spoilt.discard(index)
+                    await self._in_thread(session.client.get, index, 1)
 
     def _open(self) -> list[_Session]:
         return [one for one in self._sessions.values() if one.client and one.have]
@@ -354,10 +367,14 @@ def _read(client: PieceClient, hand_on: Callable[[Piece], None], have: bytearray
 
 
 def _shares(
-    missing: Sequence[int], have: Sequence[bytearray], feeds: Sequence[int | None]
+    missing: Sequence[int],
+    have: Sequence[bytearray],
+    feeds: Sequence[int | None],
+    first: Sequence[int] = (),
 ) -> list[bytearray]:
     """Of every missing piece, who is to send it: who feeds its stripe, by the plan; else those that
-    have it in turn; where nobody has it yet, all in turn, until the shares are dealt anew."""
+    have it in turn; where nobody has it yet, ``first`` in turn (the parents; without any, all),
+    until the shares are dealt anew."""
     shares = [bytearray(len(one)) for one in have]
     stripes = len({one for one in feeds if one is not None})
     for turn, index in enumerate(missing):
@@ -365,6 +382,6 @@ def _shares(
             shares[feeds.index(index % stripes)][index] = 1
             continue
         holders = [number for number, one in enumerate(have) if one[index]]
-        number = holders[turn % len(holders)] if holders else turn % len(have)
-        shares[number][index] = 1
+        some = holders or first or range(len(have))
+        shares[some[turn % len(some)]][index] = 1
     return shares

@@ -18,7 +18,7 @@ from distrib.cli.output import json_option, print_json, print_line, print_table
 from distrib.cli.progress import progress
 from distrib.cli.tsunami_hosts import CONNECTING, end_by, read_hosts
 from distrib.cli.tsunami_keys import keys
-from distrib.errors import DistribError, NotFound, OperatorError
+from distrib.errors import DistribError, NotFound, OperatorError, Revoked
 from distrib.printable import bytes_text
 from distrib.swarm import IMAGE_FILE
 from distrib.tsunami.hosts import PlainHost
@@ -28,6 +28,7 @@ from distrib.tsunami.remote import MIB, Job, Remote
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 READ_BYTES = 4 << 20
+USABLE, WITHDRAWN = ("approved", "superseded"), ("denied", "revoked")
 AGAIN = "call it again: what is there stays"
 
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._+@,=:/-]*[A-Za-z0-9._+@,=:-]")
@@ -192,7 +193,9 @@ def _find(source: str, images: Path) -> tuple[Path, str | None]:
     with connected() as client:
         found: dict[str, Any] = client.get(path_of("images", source))
     infohash, sha512 = found.get("infohash"), found.get("sha512")
-    if not infohash or not sha512:
+    if found["state"] in WITHDRAWN:
+        raise Revoked(f"image {source}: {found['state']}", hint="it goes to no host", image=source)
+    if found["state"] not in USABLE or not infohash or not sha512:
         raise NotFound(f"image {source}: not approved yet", hint="distrib image approve")
     stored = images / str(infohash) / IMAGE_FILE
     if not stored.is_file():

@@ -304,3 +304,7 @@ def test_an_image_is_pushed_by_its_name_to_hosts_without_agents(
     with pytest.raises(CommandFailed) as unknown:
         farm.farm.distrib(*words[:2], "nosuchimage", *words[3:])
     assert unknown.value.status == 4
+    farm.farm.distrib("image", "deny", "pushed", "--reason=a hole in it")
+    with pytest.raises(CommandFailed, match="denied") as denied:
+        farm.farm.distrib(*words)
+    assert denied.value.status == 3
