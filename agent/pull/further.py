@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from agent.pull.pace import Pace
 from agent.pull.pulling import ParentLost, Plan
 from agent.pull.source import PieceSink, Source
 from distrib.bus.messages import GrantTokens, NodeReason, Transport
@@ -61,8 +62,8 @@ async def _nothing_to_learn(_: bytes) -> None:
 @dataclass(frozen=True)
 class Pulled:
     """The pull that a source is made for: what holds now of its ``means``, its swarm's
-    ``standing``, and its deadline. ``learn`` takes a torrent with the piece hashes, where these are
-    not known; the pull is opened anew then. ``ask`` asks the controller for leave."""
+    ``standing``, its deadline and its cap. ``learn`` takes a torrent with the piece hashes, where
+    these are not known; the pull is opened anew then. ``ask`` asks the controller for leave."""
 
     image: SiteImage
     info: TorrentInfo
@@ -75,6 +76,7 @@ class Pulled:
     lost: Callable[[ParentLost], None] = lambda _: None
     ask: Callable[[int, NodeReason], None] = lambda _missing, _why: None
     deadline_s: Callable[[], float | None] = lambda: None
+    download_bps: Callable[[], int] = lambda: 0
 
 
 class SourceMaker(Protocol):
@@ -129,16 +131,19 @@ def by_transport(standing: Standing) -> Collection[str]:
 
 class Counted:
     """A sink that counts the bytes that were kept, under the name of who brought them first:
-    ``counted`` are the pieces so far, of all names."""
+    ``counted`` are the pieces so far, of all names. ``pace`` holds back who would be faster."""
 
     def __init__(
         self,
         sink: PieceSink,
         name: str,
         brought: Counter[str],
+        *,
         counted: set[int],
         on_kept: Callable[[], None],
+        pace: Pace,
     ) -> None:
+        self._pace = pace
         self._counted = counted
         self._sink = sink
         self._name = name
@@ -161,6 +166,7 @@ class Counted:
         return self._sink.missing()
 
     async def offer(self, index: int, data: bytes) -> bool:
+        await self._pace.take(len(data))
         kept = await self._sink.offer(index, data)
         if kept:
             # A piece that comes again has cost as much, and has brought nothing.
@@ -197,6 +203,7 @@ class Further:
         self._swarm_bytes = swarm_bytes
         self._brought = brought
         self._counted: set[int] = set()
+        self._pace = Pace(pulled.download_bps)
         self._policy = policy
         self._running: dict[str, tuple[asyncio.Task[None], Source, float]] = {}
         self._not_before_s: dict[str, float] = {}
@@ -290,7 +297,14 @@ class Further:
             self._not_before_s[kind] = now_s + TRY_AGAIN_S
             return
         log.info("source-begins", source=kind, infohash=sink.infohash)
-        counted = Counted(sink, kind, self._brought, self._counted, self._kept)
+        counted = Counted(
+            sink,
+            kind,
+            self._brought,
+            counted=self._counted,
+            on_kept=self._kept,
+            pace=self._pace,
+        )
         bringing = source.bring(counted)
         task = asyncio.create_task(bringing, name=f"source {kind}")
         self._running[kind] = (task, source, now_s)

@@ -321,6 +321,7 @@ class RunningPull:
                 TokensWanted(infohash=self.image.infohash, missing_pieces=missing, reason=why)
             ),
             deadline_s=lambda: self._deadline_s,
+            download_bps=lambda: self._caps.download_bps,
         )
         self._further = Further(
             self._parts.makers,

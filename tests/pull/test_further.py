@@ -12,6 +12,7 @@ import pytest
 from agent.cache.file import FileStore
 from agent.pull import further
 from agent.pull.further import Counted, Further, Means, Pulled, Standing, by_transport
+from agent.pull.pace import Pace
 from agent.pull.pulling import Plan
 from agent.pull.source import PieceSink, Source
 from agent.pull.swarm import SwarmSource
@@ -211,11 +212,40 @@ async def test_leave_is_asked_for_and_ends_with_its_pieces(
     assert 10 <= len(sink.held) <= 20
 
 
+async def test_the_cap_of_a_pull_holds_for_all_of_them_together(published: Published) -> None:
+    clock = asyncio.get_running_loop().time
+    sink, began_s = Memory(20), clock()
+    source = Further(
+        [Endless(), Endless("path")],
+        Pulled(
+            site_image(published.torrent, published.data, "1"),
+            published.info,
+            published.raw_info,
+            means=lambda: Means(transport=Transport.TSUNAMI),
+            download_bps=lambda: 100,
+        ),
+        swarm_bytes=lambda: 0,
+        brought=Counter(),
+    )
+    async with asyncio.timeout(60):
+        await source.bring(sink)
+    # 80 bytes at 100 in a second, at least; unhurried it takes half of that.
+    assert clock() - began_s > 0.75
+
+
 async def test_a_piece_that_two_bring_counts_once() -> None:
     brought: Counter[str] = Counter()
     sink, counted, kept = Memory(3), set[int](), []
     for name in ("tsunami", "http"):
-        of_name = Counted(sink, name, brought, counted, lambda: kept.append(1))
+        unhurried = Pace(lambda: 0)
+        of_name = Counted(
+            sink,
+            name,
+            brought,
+            counted=counted,
+            on_kept=lambda: kept.append(1),
+            pace=unhurried,
+        )
         for index in (0, 1):
             assert await of_name.offer(index, b"1234")
     assert brought == {"tsunami": 8}
