@@ -10,9 +10,10 @@ looked at again whenever the filter changes.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import libtorrent as lt
 
@@ -125,6 +126,22 @@ def _networks(texts: Iterable[str]) -> list[IPNetwork]:
 # libtorrent ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Crowded:
+    """The class of addresses that have too many connections (distrib/swarm/crowding.py)."""
+
+    number: int
+    addresses: Collection[str] = ()
+
+
+def make_crowded(session: lt.session, *, share_percent: int) -> Crowded:
+    """A class whose peers are let in while there are fewer than ``100 / share_percent`` of all that
+    the session takes. libtorrent goes by the highest of a peer's classes."""
+    number = int(session.create_peer_class("crowded"))
+    session.set_peer_class(number, _class("crowded", connection_limit_factor=share_percent))
+    return Crowded(number)
+
+
 def make_classes(session: lt.session) -> dict[Tier, int]:
     """A class for each tier, for all that its peers have together; no limits yet."""
     made = {}
@@ -133,21 +150,35 @@ def make_classes(session: lt.session) -> dict[Tier, int]:
     return made
 
 
-def apply_zones(session: lt.session, classes: dict[Tier, int], zones: Zones | None) -> None:
+def apply_zones(
+    session: lt.session, classes: dict[Tier, int], zones: Zones | None, crowded: Crowded
+) -> None:
     """Let in who is in ``zones`` (None: everybody), each in its tier's class.
 
     Who is connected and not let in is cut off.
     """
-    admitted, near = lt.ip_filter(), lt.ip_filter()
+    apply_classes(session, classes, zones, crowded)
+    admitted = lt.ip_filter()
     for first, last in _ALL:
         admitted.add_rule(first, last, 0 if zones is None else _BLOCKED)
+    for network, _ in () if zones is None else zones.networks():
+        admitted.add_rule(str(network[0]), str(network[-1]), 0)
+    session.set_ip_filter(admitted)
+
+
+def apply_classes(
+    session: lt.session, classes: dict[Tier, int], zones: Zones | None, crowded: Crowded
+) -> None:
+    """Put who connects from now on into its tier's class, and who is crowded into that one too."""
+    near = lt.ip_filter()
+    for first, last in _ALL:
         near.add_rule(first, last, 1 << classes[Tier.ELSEWHERE])
     for network, tier in () if zones is None else zones.networks():
-        first, last = str(network[0]), str(network[-1])
-        admitted.add_rule(first, last, 0)
-        near.add_rule(first, last, 1 << classes[tier])
+        near.add_rule(str(network[0]), str(network[-1]), 1 << classes[tier])
+    for address in crowded.addresses:
+        tier = Tier.ELSEWHERE if zones is None else zones.tier(address)
+        near.add_rule(address, address, 1 << classes[tier] | 1 << crowded.number)
     session.set_peer_class_filter(near)
-    session.set_ip_filter(admitted)
 
 
 def limit_class(
@@ -155,15 +186,18 @@ def limit_class(
 ) -> None:
     """Cap what all peers of a class have together, bytes per second; 0: no limit."""
     # Said as a whole: reading the class first would wait for the network thread.
-    session.set_peer_class(
-        number,
-        {
-            "label": str(tier),
-            "ignore_unchoke_slots": False,
-            "connection_limit_factor": 100,
-            "download_priority": 1,
-            "upload_priority": 1,
-            "download_limit": download_bps,
-            "upload_limit": upload_bps,
-        },
-    )
+    limits = _class(str(tier), download_limit=download_bps, upload_limit=upload_bps)
+    session.set_peer_class(number, limits)
+
+
+def _class(label: str, **more: int) -> Any:
+    """A peer class of libtorrent with its own values, but for what is given."""
+    return {
+        "label": label,
+        "ignore_unchoke_slots": False,
+        "connection_limit_factor": 100,
+        "download_priority": 1,
+        "upload_priority": 1,
+        "download_limit": 0,
+        "upload_limit": 0,
+    } | more

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +19,28 @@ import libtorrent as lt
 import structlog
 
 from distrib.errors import NodeError, OperatorError, TorrentMismatch
-from distrib.swarm.classes import Tier, Zones, apply_zones, limit_class, make_classes
+from distrib.swarm.classes import (
+    Crowded,
+    Tier,
+    Zones,
+    apply_classes,
+    apply_zones,
+    limit_class,
+    make_classes,
+    make_crowded,
+)
+from distrib.swarm.crowding import SPARE, Crowding, allow_files, share_percent
 from distrib.swarm.events import (
     HashFailed,
     PeerBanned,
     PeerDown,
-    PeerSample,
     PeersSampled,
     PeerUp,
     PieceDone,
     StorageFault,
     TransferEvent,
 )
+from distrib.swarm.sampling import peers_of
 from distrib.swarm.torrent import TorrentInfo, document_of
 from distrib.swarm.transfer import Transfer
 
@@ -38,6 +49,7 @@ log = structlog.get_logger(__name__)
 Backend = Literal["pread", "posix"]
 
 STATUS_INTERVAL_S = 0.5
+CROWD_INTERVAL_S = 1.0
 
 LIFT_BAN_S = 2.0
 """libtorrent bans for good; but who sent a bad block may have been a job that shares the address of
@@ -80,6 +92,7 @@ class SwarmSession:
         self._removals: dict[str, asyncio.Event] = {}
         self._listening: asyncio.Future[int] | None = None
         self._classes: dict[Tier, int] = {}
+        self._crowded = Crowded(0)
         self._tier_limits: dict[Tier, tuple[int, int]] = {}
         self._zones: Zones | None = None
         self._banned: set[str] = set()
@@ -90,22 +103,32 @@ class SwarmSession:
         loop = asyncio.get_running_loop()
         read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         params = lt.session_params()
-        settings: Any = self._profile | {"alert_mask": _CATEGORIES}
+        connections = int(self._profile.get("connections_limit", 200))
+        settings: Any = self._profile | {
+            "alert_mask": _CATEGORIES,
+            "connections_limit": connections + SPARE,
+        }
         params.settings = settings
         params.disk_io_constructor = f"{self.backend}_disk_io_constructor"
         self._listening = loop.create_future()
         self._session = session = lt.session(params)
         self._classes = make_classes(session)
+        self._crowded = make_crowded(session, share_percent=share_percent(connections))
+        allow_files()
         self.admit(self._zones)
         session.set_alert_fd(write_fd)
         loop.add_reader(read_fd, self._woken, read_fd)
         self._woken(read_fd)
-        status = asyncio.create_task(self._poll_status(), name=f"swarm status {self.backend}")
+        tasks = [asyncio.create_task(self._poll_status(), name=f"swarm status {self.backend}")]
         try:
-            yield await asyncio.wait_for(self._listening, 10)
+            port = await asyncio.wait_for(self._listening, 10)
+            watching = self._watch_connections(port)
+            tasks.append(asyncio.create_task(watching, name=f"swarm connections {self.backend}"))
+            yield port
         finally:
-            status.cancel()
-            await asyncio.gather(status, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             # A session that closes with torrents in it first waits for seconds on each.
             for transfer in list(self._transfers.values()):
                 await self.remove(transfer)
@@ -184,7 +207,7 @@ class SwarmSession:
         Also before it is running."""
         self._zones = zones
         if self._session is not None:
-            apply_zones(self._session, self._classes, zones)
+            apply_zones(self._session, self._classes, zones, self._crowded)
 
     def limit_tier(self, tier: Tier, *, download_bps: int, upload_bps: int) -> None:
         """Cap what this session exchanges with all peers of a tier, bytes per second; 0: none."""
@@ -212,7 +235,7 @@ class SwarmSession:
         """libtorrent's alert for this cannot be read from Python: it is asked in a thread."""
         handles = [transfer.handle for transfer in transfers]
         for transfer, peers in zip(
-            transfers, await asyncio.to_thread(_peers_of, handles), strict=True
+            transfers, await asyncio.to_thread(peers_of, handles), strict=True
         ):
             if self._transfers.get(transfer.infohash) is transfer:
                 transfer.on_event(PeersSampled(peers))
@@ -257,6 +280,21 @@ class SwarmSession:
             await asyncio.sleep(STATUS_INTERVAL_S)
             self._open().post_torrent_updates(0)
             await self._sample([one for one in self._transfers.values() if one.is_moving])
+
+    async def _watch_connections(self, port: int) -> None:
+        """No address holds so many that none are left for others."""
+        address = str(self._profile["listen_interfaces"]).rpartition(":")[0].strip("[]")
+        crowding = Crowding(address, port)
+        while True:
+            await asyncio.sleep(CROWD_INTERVAL_S)
+            moved = {
+                (one.address, one.port): one.sent_bytes + one.received_bytes
+                for transfer in self._transfers.values()
+                for one in transfer.samples
+            }
+            if await asyncio.to_thread(crowding.look, moved):
+                self._crowded = replace(self._crowded, addresses=tuple(crowding.crowded))
+                apply_classes(self._open(), self._classes, self._zones, self._crowded)
 
     def _woken(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -332,34 +370,6 @@ class SwarmSession:
                 make = _EVENTS.get(type(alert))
                 if make is not None:
                     transfer.on_event(make(alert))
-
-
-def _peers_of(handles: Sequence[lt.torrent_handle]) -> list[tuple[PeerSample, ...]]:
-    found = []
-    for handle in handles:
-        try:
-            found.append(_samples(handle.get_peer_info()))
-        except RuntimeError:
-            # Closed meanwhile.
-            found.append(())
-    return found
-
-
-def _samples(peers: Iterable[Any]) -> tuple[PeerSample, ...]:
-    unfinished = lt.peer_info.connecting | lt.peer_info.handshake
-    return tuple(
-        PeerSample(
-            address=peer.ip[0],
-            port=peer.ip[1],
-            interesting=bool(peer.flags & lt.peer_info.interesting),
-            received_bytes=peer.total_download,
-            sent_bytes=peer.total_upload,
-            download_bps=peer.payload_down_speed,
-            upload_bps=peer.payload_up_speed,
-        )
-        for peer in peers
-        if not peer.flags & unfinished
-    )
 
 
 def _parsed(document: bytes, info: TorrentInfo) -> lt.add_torrent_params:

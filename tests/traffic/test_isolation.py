@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -107,17 +108,20 @@ class Hostile:
             await asyncio.sleep(1.5)
 
 
-async def squat(published: Published, address: str, count: int) -> list[asyncio.StreamWriter]:
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def squat(published: Published, address: str, count: int) -> list[Connection]:
     """Connections to NODE from one address, each with a peer's handshake, that then say nothing."""
-    writers = []
+    connections = []
     for number in range(count):
-        _, writer = await asyncio.open_connection(NODE, PORT, local_addr=(address, 0))
+        reader, writer = await asyncio.open_connection(NODE, PORT, local_addr=(address, 0))
         infohash = bytes.fromhex(published.info.infohash)[:20]
         name = f"-XX0000-{number:012d}".encode()
         # The lone bit says that v2 of the protocol is spoken.
         writer.write(b"\x13BitTorrent protocol" + bytes(7) + b"\x10" + infohash + name)
-        writers.append(writer)
-    return writers
+        connections.append((reader, writer))
+    return connections
 
 
 async def test_connections_that_a_local_user_holds_do_not_keep_its_node_out(
@@ -133,8 +137,58 @@ async def test_connections_that_a_local_user_holds_do_not_keep_its_node_out(
             transfer.connect(NODE, PORT)
             await until("the node is served", lambda: transfer.is_complete)
         finally:
-            for writer in squatting:
+            for _, writer in squatting:
                 writer.transport.abort()
+
+
+class Crowd:
+    """A local user of a node who holds as many connections as he can get, and opens lost ones."""
+
+    def __init__(self, published: Published, address: str, count: int) -> None:
+        self._published, self._address, self._count = published, address, count
+        self.held: list[Connection] = []
+        self.lost = 0
+
+    async def hold(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                for reader, writer in list(self.held):
+                    # What the node says is thrown away, up to its end.
+                    with contextlib.suppress(TimeoutError, OSError):
+                        async with asyncio.timeout(0):
+                            await reader.read(1 << 16)
+                    if reader.at_eof() or reader.exception() is not None:
+                        writer.transport.abort()
+                        self.held.remove((reader, writer))
+                        self.lost += 1
+                with contextlib.suppress(OSError):
+                    missing = self._count - len(self.held)
+                    self.held += await squat(self._published, self._address, missing)
+                await asyncio.sleep(0.02)
+        finally:
+            for _, writer in self.held:
+                writer.transport.abort()
+
+
+async def test_who_holds_more_connections_than_a_session_takes_keeps_nobody_out(
+    tmp_path: Path, published: Published
+) -> None:
+    """Neither another node, nor the agent of the node whose address he has."""
+    async with session(NODE) as own, session(SEEDER) as same, session(STRANGER) as other:
+        own.admit(farm(SEEDER, STRANGER))
+        own.add(published.info, published.torrent, published.directory, seed=True)
+        crowd = Crowd(published, SEEDER, 260)
+        holding = asyncio.create_task(crowd.hold())
+        try:
+            await until("he is cut down", lambda: crowd.lost >= 200)
+            for agent, name in ((other, "other"), (same, "same")):
+                transfer = leech(agent, published, tmp_path / name)
+                transfer.connect(NODE, PORT)
+                await until(f"the {name} agent is served", lambda: transfer.is_complete)  # noqa: B023
+        finally:
+            holding.cancel()
+            await asyncio.gather(holding, return_exceptions=True)
 
 
 async def test_a_local_user_on_a_nodes_address_gets_only_itself_banned(
