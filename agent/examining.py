@@ -160,7 +160,7 @@ def leaked_loops(settings: AgentSettings) -> Iterator[Finding]:
 
 def virtualisation(settings: AgentSettings) -> Iterator[Finding]:
     """Whether guests can be fast."""
-    if settings.launch.hypervisor == "qemu":
+    if settings.launch.hypervisor not in {"auto", "kvm"}:
         return
     if not KVM.exists():
         yield Finding(

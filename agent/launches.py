@@ -60,6 +60,7 @@ class _Launch(_Model):
     inputs: tuple[Literal["stdin", "files"], ...] = ()
     share: Annotated[str, Field(max_length=4096)] | None = None
     name: Annotated[str, Field(max_length=200)] = ""
+    context: Annotated[str, Field(max_length=900_000)] = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -153,6 +154,7 @@ class Launches:
             inputs=request.inputs,
             share=None if request.share is None else Path(request.share),
             name=request.name,
+            context=_decoded(request.context, "context"),
         )
         client = holder_of_pid(caller.pid)
         lease = await self._lease(caller, request)

@@ -20,10 +20,10 @@ from agent.cache.holders import JobHolder, ProcessHolder
 from agent.cache.leases import Lease
 from agent.finishing import to_the_end
 from agent.launch import accelerator
-from agent.launch.choosing import Job, gets_site_part, machine_for
+from agent.launch.choosing import Job, gets_site_part, machine_for, require_room
 from agent.launch.consoles import Consoles
 from agent.launch.context import SitePart
-from agent.launch.domain import Accelerator
+from agent.launch.domain import Virtualisation
 from agent.launch.guest import Guest
 from agent.launch.job import make_run_dir
 from agent.launch.libvirt import Libvirt
@@ -57,7 +57,7 @@ class Launcher:
         self._settings = settings
         self._clock = clock
         self._libvirt: Libvirt | None = None
-        self._accelerator: Accelerator | None = None
+        self._accelerator: Virtualisation | None = None
         self._choosing = asyncio.Lock()
         self._run_dir = settings.state_dir / "run"
         self._launched: dict[str, Launched] = {}
@@ -275,7 +275,7 @@ class Launcher:
             )
         return self._libvirt
 
-    async def _kind(self) -> Accelerator:
+    async def _kind(self) -> Virtualisation:
         async with self._choosing:
             if self._accelerator is None:
                 self._accelerator = await accelerator.choose(
@@ -288,10 +288,11 @@ class Launcher:
         return self._accelerator
 
     def _spec(
-        self, lease: Lease, image: SiteImage, job: Job, caller: Caller, kind: Accelerator
+        self, lease: Lease, image: SiteImage, job: Job, caller: Caller, kind: Virtualisation
     ) -> JobSpec:
         launch = self._settings.launch
         machine = machine_for(_within_grant(job, lease), image, launch)
+        require_room(machine, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)
         with_site = launch.site_context is not None and gets_site_part(image)
         site = (
             SitePart.from_directory(launch.site_context)
@@ -310,6 +311,7 @@ class Launcher:
             args=job.args,
             environment=dict(job.environment),
             inputs=job.inputs,
+            context=job.context,
             disk_path=Path(lease.device),
             disk_format=lease.format,
             disk_block=lease.block,

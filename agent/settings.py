@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distrib.bus.mqtt import BusSettings
 from distrib.config import AbsolutePath, Section, Settings
@@ -153,6 +153,7 @@ class SourcesSettings(Section):
     stalled_s: float = Field(
         5.0,
         ge=0.5,
+        le=25.0,
         description="with transport `auto`: a swarm that brings nothing for so long is helped, the"
         " controller is asked for further leave as often, and who helps is kept for twice as long",
     )
@@ -200,8 +201,10 @@ class LaunchSettings(Section):
 
     libvirt_uri: str = Field("qemu:///system", description="libvirt's connection URI")
     libvirt_limit_s: float = Field(60.0, gt=0, description="limit of each call of libvirt")
-    hypervisor: Literal["auto", "kvm", "qemu"] = Field(
-        "auto", description='"auto" takes KVM only where a guest really starts with it'
+    hypervisor: Literal["auto", "kvm", "qemu", "xen-pv", "xen-hvm"] = Field(
+        "auto",
+        description='"auto" takes KVM only where a guest really starts with it; for Xen'
+        ' (paravirtual, or with hardware virtualisation) `libvirt_uri` is "xen:///system"',
     )
     qemu_user: str | None = Field(
         None,
@@ -258,6 +261,15 @@ class LaunchSettings(Section):
     images: dict[str, HardwareSettings] = Field(
         {}, description="hardware by image, UUID or alias: what differs from `hardware`"
     )
+
+    @model_validator(mode="after")
+    def _one_hypervisor(self) -> Self:
+        if self.hypervisor.startswith("xen-") != self.libvirt_uri.startswith("xen"):
+            raise ValueError(
+                f"hypervisor {self.hypervisor} is none of libvirt's at {self.libvirt_uri}:"
+                " xen-pv and xen-hvm are those of xen:///system"
+            )
+        return self
 
 
 class AgentSettings(Settings):

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from agent.hooks import programs
-from agent.hooks.guest_environment import guest_environment
+from agent.hooks.guest_environment import guest_context, guest_environment
 from agent.hooks.htcondor.ads import answer, job_image, machine
 from agent.hooks.htcondor.classad import Value, dump, parse
 from agent.hooks.staging import await_image
@@ -196,6 +196,7 @@ def launch_arguments(
     arguments += ["--node-fault", "99", "--refused", "100"]
     if outcome := environ.get("DISTRIB_OUTCOME"):
         arguments += ["--accounting", outcome]
+    arguments += guest_context(environ)
     return [*arguments, *guest_environment(environ), "--stdin", "--", image, *command]
 
 

@@ -21,6 +21,7 @@ from agent.socket.launch import Follower
 from distrib.errors import DistribError, ExitStatus, OperatorError
 
 _DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _RUN_COMMAND = b'#!/bin/sh\nexec "$@"\n'
 
 _NODES = frozenset(
@@ -47,6 +48,7 @@ _OF_JOBS = frozenset({"limit-reached"})
 @click.option("--stdin/--no-stdin", help="Standard input is the job's.  [default: it has none]")
 @click.option("--workdir", type=_DIRECTORY, help="Copy this directory in, and back at the end.")
 @click.option("--share", type=_DIRECTORY, help="Share this directory with the guest (9p).")
+@click.option("--context", "context_file", type=_FILE, help="Script that makes the guest ready.")
 @click.option("--name", default="", help="Name of the job in the run log.")
 @click.option("--phases", is_flag=True, help="Say on standard error when each phase is reached.")
 @click.option("--accounting", type=click.Path(path_type=Path), help="Write the outcome as JSON.")
@@ -65,6 +67,7 @@ def launch(
     stdin: bool,
     workdir: Path | None,
     share: Path | None,
+    context_file: Path | None,
     scratch_mib: int | None,
     phases: bool,
     accounting: Path | None,
@@ -113,6 +116,7 @@ def launch(
                 args=job.args,
                 env=dict(_variable(text) for text in env),
                 scratch_bytes=scratch_mib << 20 if scratch_mib else None,
+                context=base64.b64encode(_read(context_file)).decode() if context_file else "",
                 share=None if share is None else str(share.absolute()),
                 **asked,
             )

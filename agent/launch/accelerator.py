@@ -16,12 +16,12 @@ from typing import Literal
 
 from agent.finishing import to_the_end
 from agent.launch import channel
-from agent.launch.domain import Accelerator, Disk, DomainSpec
+from agent.launch.domain import Accelerator, Disk, DomainSpec, Virtualisation
 from agent.launch.domain_xml import to_xml
 from agent.launch.hypervisor import Hypervisor
 from distrib.errors import LaunchFailed
 
-AcceleratorSetting = Literal["auto", "kvm", "qemu"]
+HypervisorSetting = Literal["auto", "kvm", "qemu", "xen-pv", "xen-hvm"]
 
 KVM_DEVICE = Path("/dev/kvm")
 
@@ -39,14 +39,15 @@ _DISK_BYTES = 1 << 20
 
 
 async def choose(
-    setting: AcceleratorSetting,
+    setting: HypervisorSetting,
     *,
     agent: str,
     hypervisor: Hypervisor,
     run_dir: Path,
     remembered: Path | None = None,
-) -> Accelerator:
-    """What a setting means on this host. ``auto`` is KVM only if a guest ran on it.
+) -> Virtualisation:
+    """What a setting means on this host. ``auto`` is KVM only if a guest ran on it; Xen is never
+    guessed: its guests are another libvirt's.
 
     The answer is kept in ``remembered`` until the host boots again. ``run_dir``: where a directory
     for the probe may be made."""

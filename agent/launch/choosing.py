@@ -9,7 +9,7 @@ from pathlib import Path
 from agent.launch.domain import Bus, Nic, NicModel
 from agent.launch.spec import Hardware
 from agent.settings import HardwareSettings, LaunchSettings
-from distrib.errors import ConfigInvalid, Forbidden
+from distrib.errors import ConfigInvalid, Forbidden, LaunchFailed
 from distrib.trust.sitelist import SiteImage
 
 MIB = 1 << 20
@@ -18,7 +18,8 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class Job:
     """What a caller wants to run. ``wall_limit_s`` bounds it below the site's own limit;
-    ``inputs``: what it brings (``spec.INPUTS``); ``share``: a directory to share instead."""
+    ``inputs``: what it brings (``spec.INPUTS``); ``share``: a directory to share instead;
+    ``context``: a script of its own that makes the guest ready for it."""
 
     script: bytes
     args: tuple[str, ...] = ()
@@ -32,6 +33,7 @@ class Job:
     inputs: tuple[str, ...] = ()
     share: Path | None = None
     name: str = ""
+    context: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,17 @@ def machine_for(job: Job, image: SiteImage, settings: LaunchSettings) -> Machine
         vcpus=vcpus,
         wall_s=min(job.wall_limit_s or settings.wall_limit_s, settings.wall_limit_s),
     )
+
+
+def require_room(machine: Machine, node_mib: int) -> None:
+    """Raises LaunchFailed for a guest larger than its node: QEMU would begin, and be killed when
+    the guest uses what it was promised."""
+    if machine.memory_mib > node_mib:
+        raise LaunchFailed(
+            f"a guest of {machine.memory_mib} MiB is larger than this node's memory"
+            f" ({node_mib} MiB)",
+            hint="ask for less, or for a node with more",
+        )
 
 
 def gets_site_part(image: SiteImage) -> bool:

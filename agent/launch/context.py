@@ -28,6 +28,7 @@ MAX_FILE_BYTES = 16 << 20
 
 _OURS = (
     *("meta-data", "job.sh", "args", "environment", "stdin", "files.tar", "share", "runner.sh"),
+    "job-context.sh",
     "site-epilog.sh",
 )
 _SHELLS = re.compile(rb"#! ?(/usr)?/bin/(env )?(ba|da|k)?sh\b")
@@ -78,7 +79,8 @@ class SitePart:
 @dataclass(frozen=True)
 class JobPart:
     """The job's files. ``instance_id`` must be new at every launch: cloud-init does nothing in a
-    guest that it has seen before. ``share``: the tag of a shared directory, if there is one."""
+    guest that it has seen before. ``share``: the tag of a shared directory, if there is one;
+    ``context``: a script that is run before the job (``start``) and after it (``stop``)."""
 
     instance_id: str
     script: bytes
@@ -86,11 +88,13 @@ class JobPart:
     environment: Mapping[str, str] = field(default_factory=dict)
     hostname: str = "guest"
     share: str = ""
+    context: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.script.strip():
             raise OperatorError("the job script is empty")
         _bounded("job.sh", self.script)
+        _bounded("job-context.sh", self.context)
         for name in self.environment:
             if not _VARIABLE.fullmatch(name):
                 raise OperatorError(f"not the name of an environment variable: {name!r}")
@@ -121,6 +125,8 @@ def files_of(site: SitePart, job: JobPart) -> dict[str, bytes]:
             for name, value in sorted(job.environment.items())
         )
     )
+    if job.context:
+        files["job-context.sh"] = job.context
     if job.share:
         files["share"] = _text(f"{job.share}\n")
     return files

@@ -147,6 +147,11 @@ class DomainSpec:
             raise ConfigInvalid(f"CPUs of a guest: 1 to 512, not {self.vcpus}")
         if len(self.channels) != len(CHANNELS):
             raise ConfigInvalid(f"a guest has the channels {', '.join(CHANNELS)}")
+        if self.xen and self.share is not None:
+            raise ConfigInvalid(
+                "Xen has no 9p: no directory is shared with a guest",
+                hint="without --share it is copied",
+            )
         self._check_buses()
         self._check_paths()
 

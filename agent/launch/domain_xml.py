@@ -41,7 +41,7 @@ def to_xml(spec: DomainSpec) -> str:
     if spec.share:
         _share(devices, spec.share.path, spec.share.tag)
     if spec.nic:
-        _nic(devices, spec.nic)
+        _nic(devices, spec.nic, xen=spec.xen)
     if not spec.xen:
         ET.SubElement(devices, "memballoon", model="none")
         random = ET.SubElement(devices, "rng", model="virtio")
@@ -69,8 +69,6 @@ def _system(domain: ET.Element, spec: DomainSpec) -> None:
     system = ET.SubElement(domain, "os")
     machine = "xenfv" if spec.xen else spec.machine
     _text(system, "type", "hvm", arch="x86_64", machine=machine)
-    if spec.xen:
-        _text(system, "loader", "/usr/lib/xen-4.17/boot/hvmloader", type="rom")
     ET.SubElement(system, "boot", dev="hd")
 
 
@@ -189,12 +187,14 @@ def _share(devices: ET.Element, path: PurePosixPath, tag: str) -> None:
     ET.SubElement(element, "target", dir=tag)
 
 
-def _nic(devices: ET.Element, nic: Nic) -> None:
+def _nic(devices: ET.Element, nic: Nic, *, xen: bool) -> None:
     interface = ET.SubElement(devices, "interface", type=nic.kind)
     if nic.mac:
         ET.SubElement(interface, "mac", address=nic.mac)
     ET.SubElement(interface, "source", {nic.kind: nic.source})
-    ET.SubElement(interface, "model", type=nic.model)
+    # Xen's own card, without a model, is what virtio is elsewhere.
+    if not (xen and nic.model == "virtio"):
+        ET.SubElement(interface, "model", type=nic.model)
     if nic.kind == "bridge":
         # The farm's own network: no other guest's addresses may be borrowed there.
         ET.SubElement(interface, "filterref", filter="clean-traffic")

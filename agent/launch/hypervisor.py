@@ -50,6 +50,11 @@ class End(StrEnum):
 class Hypervisor(Protocol):
     """Starts and ends guests. Every call has a time limit of its own (``wait`` apart)."""
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether the files of a guest's ports are held open as long as it lives."""
+        ...
+
     async def start(self, xml: str, *, suspended: bool = False) -> Domain:
         """Start a transient guest; ``suspended``: it waits for ``resume``.
 

@@ -64,6 +64,11 @@ class Libvirt:
         """Close the connections; guests go on."""
         await self._calls.close()
 
+    @property
+    def holds_files(self) -> bool:
+        """QEMU does; Xen's console daemon serves all guests, and outlives them."""
+        return self.uri.startswith("qemu")
+
     async def version(self) -> str:
         """The hypervisor's version, for ``doctor``. Raises NetworkError when it is not there."""
         number = await self._call("version", lambda connection: connection.getVersion())
@@ -175,10 +180,12 @@ class Libvirt:
                 return None
             usage: Usage | None = None
             with self._unless_ended():
-                cpu_ns = found.info()[4]
-                memory_kib = found.memoryStats().get("rss", 0)
-                # No name: all disks together.
-                _, read_bytes, _, written_bytes, _ = found.blockStats("")
+                _, _, memory_kib, _, cpu_ns = found.info()
+                read_bytes = written_bytes = 0
+                if self.holds_files:
+                    memory_kib = found.memoryStats().get("rss", 0)
+                    # No name: all disks together. Xen knows neither.
+                    _, read_bytes, _, written_bytes, _ = found.blockStats("")
                 usage = Usage(cpu_ns / 1e9, memory_kib << 10, read_bytes, written_bytes)
             return usage
 

@@ -51,6 +51,24 @@ site() {
     sh "$context/$1" "$2" </dev/null 3>&- 4<&-
 }
 
+# The job's own script for its guest; what it says is told with the job's errors.
+own() {
+    [ -f "$context/job-context.sh" ] || return 0
+    (
+        exec 3>&- 4<&- </dev/null >>"$work/said" 2>&1
+        cd "$work" || exit 1
+        [ ! -f "$context/environment" ] || . "$context/environment"
+        [ ! -f "$context/context.sh" ] || { set -a; . "$context/context.sh"; set +a; }
+        cp "$context/job-context.sh" "$work/job-context.sh" || exit 1
+        chmod 0755 "$work/job-context.sh"
+        read -r first <"$work/job-context.sh"
+        case $first in
+            '#!'*) exec "$work/job-context.sh" "$1" ;;
+            *) exec sh "$work/job-context.sh" "$1" ;;
+        esac
+    )
+}
+
 exec 3>>"$(port result 3)"
 if [ ! -f "$context/job.sh" ]; then
     mkdir -p "$context"
@@ -69,6 +87,9 @@ else
     status=$?
 fi
 [ "$status" = 0 ] || finish "failed prolog-$status"
+own start
+context_status=$?
+# What the site does it does last.
 site site-epilog.sh start || finish "failed epilog-$?"
 
 cp "$context/job.sh" "$work/job.sh" || finish 'failed no-job'
@@ -90,6 +111,11 @@ stdin=/dev/null
 cat >"$work/run" <<'RUN'
 exec 3>&- <"$1" >"$2/stdout" 2>"$2/stderr"
 work=$2 context=$3
+[ ! -s "$work/said" ] || cat "$work/said" >&2
+if [ "$5" != 0 ]; then
+    echo "the job's context script ended with $5: the job is not run" >&2
+    exit "$5"
+fi
 cd "$4" || exit 126
 [ ! -f "$context/environment" ] || . "$context/environment"
 # The site's word is the last.
@@ -109,7 +135,7 @@ cat "$work/stderr" >>"$(port stderr 2)" 3>&- &
 err=$!
 echo ready >&3
 # A session of its own, so that a signal reaches all of the job and nothing else.
-setsid sh "$work/run" "$stdin" "$work" "$context" "$directory" &
+setsid sh "$work/run" "$stdin" "$work" "$context" "$directory" $context_status &
 job=$!
 if [ -e "$ports/distrib.control" ]; then
     # It admits one opener too.
@@ -137,6 +163,7 @@ while { kill -0 $out || kill -0 $err; } 2>/dev/null && [ $tries -lt 25 ]; do
     tries=$((tries + 1))
     sleep 0.2
 done
+[ $context_status != 0 ] || own stop
 if [ -f "$context/files.tar" ]; then
     tar -c -C "$directory" . >>"$(port files 4)" 2>/dev/null || finish 'failed files-not-returned'
 fi

@@ -79,11 +79,11 @@ def opened_as(uid: int, directory: Path) -> Opened:
 def share_of(directory: Path, uid: int, roots: tuple[Path, ...]) -> Share:
     """What is shared. Raises Forbidden unless the site shares what lies there, and it is the
     user's own; TimedOut."""
-    if uid == 0:
-        raise Forbidden(f"{directory}: root shares nothing with a guest", hint="as another user")
     # Before anything is opened: whoever may share nothing learns nothing of a path.
     if not roots:
         raise _not_shared(directory)
+    if uid == 0:
+        raise Forbidden(f"{directory}: root shares nothing with a guest", hint="as another user")
     found = opened_as(uid, directory)
     if not any(found.path.is_relative_to(root.resolve()) for root in roots):
         raise _not_shared(directory)

@@ -9,7 +9,6 @@ from typing import Literal
 
 from agent.launch.context import SitePart
 from agent.launch.domain import (
-    Accelerator,
     Bus,
     CacheMode,
     Disk,
@@ -18,6 +17,7 @@ from agent.launch.domain import (
     Machine,
     Nic,
     Share,
+    Virtualisation,
 )
 from agent.launch.hypervisor import Usage
 
@@ -116,7 +116,8 @@ class JobSpec:
     ``disk_owner``: (uid, gid) of that account, to whom the instance and the scratch disk are given
     before the start; None where they are its own already. What the instance is backed by must be
     readable to it, and is left as it is. ``run_as``: the account that QEMU is started as for this
-    guest alone. ``inputs``: which of ``INPUTS`` lie in ``run_dir``."""
+    guest alone. ``inputs``: which of ``INPUTS`` lie in ``run_dir``. ``context``: the job's own
+    script that makes the guest ready for it."""
 
     agent: str
     lease_id: str
@@ -129,13 +130,14 @@ class JobSpec:
     args: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[str] = ()
+    context: bytes = b""
     disk_block: bool = False
     scratch_path: Path | None = None
     scratch_block: bool = False
     hardware: Hardware = field(default_factory=Hardware)
     disk_owner: tuple[int, int] | None = None
     run_as: tuple[int, int] | None = None
-    accelerator: Accelerator = "qemu"
+    accelerator: Virtualisation = "qemu"
     nic: Nic | None = None
     share: Share | None = None
     opennebula: bool = False

@@ -9,12 +9,12 @@ import pytest
 
 from agent.cache.holders import Holder, JobHolder, TimeHolder
 from agent.cache.leases import Lease
-from agent.launch.choosing import Job, gets_site_part, machine_for
+from agent.launch.choosing import Job, gets_site_part, machine_for, require_room
 from agent.launch.domain import Nic
 from agent.launching import Launcher, _name_of, _within_grant
 from agent.settings import AgentSettings, HardwareSettings, LaunchSettings
 from agent.socket.caller import Caller
-from distrib.errors import Forbidden
+from distrib.errors import Forbidden, LaunchFailed
 from tests.trust.conftest import NOW, World, world
 
 __all__ = ["world"]
@@ -50,6 +50,13 @@ def test_a_job_asks_within_the_sites_limits(world: World) -> None:
             machine_for(asked, image, settings)
     with pytest.raises(Forbidden, match="network public"):
         machine_for(replace(JOB, network="public"), image, settings)
+
+
+def test_a_guest_larger_than_its_node_is_one_line(world: World) -> None:
+    machine = machine_for(replace(JOB, memory_mib=4096), world.site_image(), LaunchSettings())
+    require_room(machine, 4096)
+    with pytest.raises(LaunchFailed, match=r"4096 MiB is larger than .* \(4095 MiB\)"):
+        require_room(machine, 4095)
 
 
 def test_a_users_own_image_never_comes_to_the_bridge(world: World) -> None:

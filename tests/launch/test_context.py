@@ -198,6 +198,45 @@ def test_the_runner_keeps_the_contract(tmp_path: Path) -> None:
     }
 
 
+OF_THE_SITE = SitePart(
+    {
+        "prolog.sh": b'echo "prolog $1" >>"$TMPDIR/order"\n',
+        "epilog.sh": b'echo "epilog $1" >>"$TMPDIR/order"\n',
+    }
+)
+OWN = b'echo "own $1 for $NAME" | tee -a "$TMPDIR/order"\n'
+
+
+def test_a_jobs_own_script_makes_its_guest_ready_and_the_sites_word_is_the_last(
+    tmp_path: Path,
+) -> None:
+    job = JobPart(
+        instance_id="i",
+        script=b'echo job >>"$TMPDIR/order"; exit 3\n',
+        environment={"NAME": "alice"},
+        context=OWN,
+    )
+    said = _run_runner(tmp_path, OF_THE_SITE, job)
+    assert (said["result"], said["stdout"]) == (b"ready\n3\n", b"")
+    assert said["stderr"] == b"own start for alice\n"
+    order = (tmp_path / "order").read_text().splitlines()
+    assert order == [
+        *("prolog start", "own start for alice", "epilog start", "job"),
+        *("own stop for alice", "epilog stop", "prolog stop"),
+    ]
+
+
+def test_a_jobs_own_script_that_fails_is_the_jobs_failure(tmp_path: Path) -> None:
+    job = JobPart(instance_id="i", script=b"echo never\n", context=b"#!/bin/sh\necho no; exit 6\n")
+    said = _run_runner(tmp_path, OF_THE_SITE, job)
+    assert (said["result"], said["stdout"]) == (b"ready\n6\n", b"")
+    assert said["stderr"].splitlines() == [
+        b"no",
+        b"the job's context script ended with 6: the job is not run",
+    ]
+    assert (tmp_path / "order").read_text().splitlines()[-1] == "prolog stop"
+
+
 def test_the_runner_says_why_it_cannot_run_a_job(tmp_path: Path) -> None:
     said = _run_runner(tmp_path, SitePart({"prolog.sh": b"exit 4\n"}), JOB)
     assert said == {"stdout": b"", "stderr": b"", "result": b"failed prolog-4\n", "files": b""}

@@ -6,10 +6,15 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from agent.cache.holders import TimeHolder
+from agent.cache.leases import Lease
+from agent.launch.accelerator import choose
+from agent.launch.choosing import Job
 from agent.launch.domain import (
     CHANNELS,
     CONTROL,
@@ -22,7 +27,13 @@ from agent.launch.domain import (
     owner_of,
 )
 from agent.launch.domain_xml import to_xml
+from agent.launching import Launcher
+from agent.settings import AgentSettings
+from agent.socket.caller import Caller
 from distrib.errors import ConfigInvalid
+from tests.trust.conftest import NOW, World, world
+
+__all__ = ["world"]
 
 RUN = PurePosixPath("/run/l-1")
 PLAIN = DomainSpec(
@@ -97,14 +108,62 @@ def _parse(spec: DomainSpec) -> ET.Element:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_libvirts_schema_accepts_it(name: str, tmp_path: Path) -> None:
+    _validate(VARIANTS[name], tmp_path)
+
+
+def _validate(spec: DomainSpec, tmp_path: Path) -> None:
     if shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None:
         pytest.skip("virt-xml-validate is not installed on this machine")
     path = tmp_path / "domain.xml"
-    path.write_text(to_xml(VARIANTS[name]))
+    path.write_text(to_xml(spec))
     done = subprocess.run(
         ["virt-xml-validate", path, "domain"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("hypervisor", ["xen-pv", "xen-hvm"])
+async def test_a_setting_makes_guests_of_xen(
+    hypervisor: Literal["xen-pv", "xen-hvm"], world: World, tmp_path: Path
+) -> None:
+    launch = {"hypervisor": hypervisor, "libvirt_uri": "xen:///system"}
+    launch |= {"default_network": "private", "hardware": {"bus": "virtio"}}
+    settings = AgentSettings.model_validate({"node": "n1", "state_dir": tmp_path, "launch": launch})
+    kind = await choose(
+        settings.launch.hypervisor,
+        agent="n1",
+        hypervisor=cast(Any, None),
+        run_dir=tmp_path,
+    )
+    image = world.site_image()
+    lease = Lease(
+        lease="l-1",
+        infohash=image.infohash,
+        image=image.ref,
+        store="lvm",
+        user="alice",
+        holder=TimeHolder(NOW),
+        since=NOW,
+        device="/dev/vg0/l-1",
+        block=True,
+    )
+    caller = Caller(pid=1, uid=1000, user="alice", admin=False)
+    launcher = Launcher(settings, clock=lambda: NOW)
+    domain = launcher._spec(lease, image, Job(script=b"true\n"), caller, kind).domain()
+    assert domain.accelerator == hypervisor
+    assert _parse(domain).get("type") == "xen"
+    _validate(domain, tmp_path)
+    with pytest.raises(ConfigInvalid, match="no 9p"):
+        replace(domain, share=Share(PurePosixPath("/home/alice/job")))
+
+
+@pytest.mark.parametrize(
+    ("hypervisor", "uri"), [("xen-pv", "qemu:///system"), ("auto", "xen:///system")]
+)
+def test_xen_is_another_libvirts(hypervisor: str, uri: str) -> None:
+    flags = {"node": "n1", "launch.hypervisor": hypervisor, "launch.libvirt_uri": uri}
+    with pytest.raises(ConfigInvalid, match="xen:///system"):
+        AgentSettings.load(file=None, flags=flags)
 
 
 def test_libvirt_may_not_give_the_sealed_base_to_qemus_account() -> None:

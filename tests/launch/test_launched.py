@@ -63,12 +63,14 @@ async def test_a_job_has_its_input_its_directory_and_its_account(
         "cat in.txt -; echo out >sub/out.txt; rm in.txt; dd if=/dev/zero of=/image/payload.000"
         " bs=64k count=16 conv=notrunc,fsync 2>/dev/null; exit 5\n"
     )
+    (tmp_path / "ready").write_text('echo "$1 of $(hostname)"\n')
     status, out, err = await agent.run(
         *("launch", "--stdin", "--workdir", str(work), "--accounting", str(tmp_path / "acct")),
+        *("--context", str(tmp_path / "ready")),
         *("--name", "4711.1", agent.image.identifier, str(tmp_path / "job")),
         script="from stdin\n",
     )
-    assert (status, out, err) == (5, b"given\nfrom stdin\n", b"")
+    assert (status, out, err) == (5, b"given\nfrom stdin\n", b"start of guest\n")
     assert (work / "sub" / "out.txt").read_text() == "out\n"
     assert (work / "sub" / "out.txt").stat().st_uid == os.geteuid()
     account = outcome(tmp_path / "acct")
@@ -273,6 +275,7 @@ async def test_a_users_own_image_has_no_site_part_and_no_bridge(agent: Agent) ->
     await agent.start()
     image = agent.image.identifier
     assert (await agent.run("launch", image, "-", script="echo at $SITE\n"))[1] == b"at\n"
+    await agent.nothing_left()
     agent.images = (replace(agent.image, audience="all"),)
     await agent.stop()
     await agent.start()

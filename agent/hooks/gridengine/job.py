@@ -17,6 +17,7 @@ from agent.hooks.gridengine.names import (
     SCHEDULER,
 )
 from agent.hooks.gridengine.usage import add_guests
+from agent.hooks.guest_environment import guest_context
 from agent.hooks.hook import Job
 from agent.hooks.staging import lease_when_here
 from agent.socket.client import ask
@@ -93,6 +94,7 @@ def launch_arguments(
     for name, value in environ.items():
         if _VARIABLE.fullmatch(name) and not _OF_HOST.fullmatch(name):
             arguments += ["--env", f"{name}={value}"]
+    arguments += guest_context(environ)
     # A script is sge_execd's copy of it; anything else is a command (qsub -b y).
     if "/job_scripts/" not in command[0]:
         arguments.append("--command")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.hooks.guest_environment import guest_environment
+from agent.hooks.guest_environment import guest_context, guest_environment
 from agent.hooks.lsf.formats import IMAGE_VARIABLE, MEMORY_VARIABLE, memory_mib
 from agent.hooks.lsf.wrappers import STATE
 from agent.hooks.staging import lease_when_here
@@ -146,7 +146,7 @@ def launch_arguments(
             if amount:
                 arguments += [option, str(amount)]
         words.insert(0, environ[IMAGE_VARIABLE])
-    arguments += guest_environment(environ)
+    arguments += [*guest_context(environ), *guest_environment(environ)]
     if not _is_script(Path(command[0])):
         arguments.append("--command")
     return [*arguments, "--", *words]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from agent.hooks.guest_environment import guest_environment
+from agent.hooks.guest_environment import guest_context, guest_environment
 from agent.hooks.slurm import control
 from agent.hooks.slurm.names import REFUSED, REQUEUE, SCHEDULER, image_of, job_of
 from agent.hooks.staging import lease_when_here
@@ -70,6 +70,7 @@ def launch_arguments(environ: Mapping[str, str], words: list[str], *, socket: Pa
     if memory:
         arguments += ["--memory", str(memory)]
     arguments += ["--vcpus", str(vcpus)]
+    arguments += guest_context(environ)
     return [*arguments, *guest_environment(environ), "--", "-", *words]
 
 
