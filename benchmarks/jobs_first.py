@@ -53,10 +53,17 @@ def listening(host: Host) -> str:
     return done.stdout
 
 
-def job(near: Host, far: Host, seconds: int) -> float:
-    """The job's goodput in bytes per second."""
+def sent_bytes(host: Host) -> int:
+    path = "/sys/class/net/eth0/statistics/tx_bytes"
+    done = subprocess.run([*host.prefix, "cat", path], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def job(near: Host, far: Host, seconds: int, wants_mbit: float) -> float:
+    """The job's goodput in bytes per second; ``wants_mbit`` 0: it takes what it can get."""
+    command = ["iperf3", "-c", far.address, "-p", str(JOB_PORT), "-t", str(seconds), "-J"]
     done = subprocess.run(
-        [*near.prefix, "iperf3", "-c", far.address, "-p", str(JOB_PORT), "-t", str(seconds), "-J"],
+        [*near.prefix, *command, "-b", f"{wants_mbit:g}M"],
         capture_output=True,
         text=True,
         check=True,
@@ -66,20 +73,24 @@ def job(near: Host, far: Host, seconds: int) -> float:
 
 
 def beside_rollout(
-    farm: Farm, image: Image, *options: str, seconds: int, settle_s: float, link_bps: float
+    farm: Farm, image: Image, *options: str, args: argparse.Namespace, link_bps: float
 ) -> dict[str, float]:
     """The job beside a rollout that has been going for ``settle_s``, whose second half is what the
-    rollout has without a job."""
+    rollout has without a job. ``link_share``: of both, on the link that the job leaves by, as the
+    card counts (of a large packet one header)."""
     near, far = farm.nodes["wn1"], farm.nodes["wn2"]
     started = farm.ask("rollout", "start", image.alias, "--nodes=all", *options)
     eventually("it moves", lambda: done_bytes(farm, started) > 0, limit_s=60, every_s=0.2)
-    time.sleep(settle_s / 2)
+    time.sleep(args.settle_s / 2)
     before, at_s = done_bytes(farm, started), time.monotonic()
-    time.sleep(settle_s / 2)
+    time.sleep(args.settle_s / 2)
     alone = (done_bytes(farm, started) - before) / (time.monotonic() - at_s)
     before, at_s = done_bytes(farm, started), time.monotonic()
-    goodput = job(near.host, far.host, seconds)
-    moved = (done_bytes(farm, started) - before) / (time.monotonic() - at_s)
+    sent = sent_bytes(near.host)
+    goodput = job(near.host, far.host, args.seconds, args.job_mbit)
+    took_s = time.monotonic() - at_s
+    both = (sent_bytes(near.host) - sent) / took_s
+    moved = (done_bytes(farm, started) - before) / took_s
     shown = farm.ask("rollout", "status", started["id"])
     if shown["state"] != "running":
         raise AssertionError("the rollout was over before the job: take a larger image")
@@ -88,6 +99,7 @@ def beside_rollout(
         "job_bps": goodput,
         "progress_share_without_job": round(alone / len(farm.nodes) / link_bps, 3),
         "progress_share": round(moved / len(farm.nodes) / link_bps, 3),
+        "link_share": round(both / link_bps, 3),
     }
 
 
@@ -160,14 +172,20 @@ class Sessions:
 
 
 def beside_sessions(
-    directory: Path, near: Host, far: Host, *, link_bps: float, utp: bool, seconds: int
+    directory: Path,
+    near: Host,
+    far: Host,
+    *,
+    link_bps: float,
+    utp: bool,
+    args: argparse.Namespace,
 ) -> dict[str, float]:
     sessions = Sessions(directory, near, far, link_bps=link_bps, utp=utp)
     try:
         eventually("it moves", lambda: sessions.fetched() > 0, limit_s=30, every_s=0.3)
         time.sleep(4)
         before, at_s = sessions.fetched(), time.monotonic()
-        goodput = job(near, far, seconds)
+        goodput = job(near, far, args.seconds, args.job_mbit)
         moved = (sessions.fetched() - before) / (time.monotonic() - at_s)
     finally:
         sessions.end()
@@ -192,7 +210,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             node.start()
         near, far = farm.nodes["wn1"].host, farm.nodes["wn2"].host
         with job_server(far):
-            alone = statistics.median(job(near, far, args.seconds) for _ in range(args.runs))
+            alone = statistics.median(
+                job(near, far, args.seconds, args.job_mbit) for _ in range(args.runs)
+            )
             figures["job_alone_mbit"] = round(alone * 8 / 1e6, 2)
             for name, options in (("background", ["--background"]), ("foreground", [])):
                 runs = []
@@ -203,8 +223,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                             farm,
                             image,
                             *options,
-                            seconds=args.seconds,
-                            settle_s=args.settle_s,
+                            args=args,
                             link_bps=link_bps,
                         )
                     )
@@ -218,7 +237,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 )
                 for name, utp in (("plain_tcp", False), ("utp", True)):
                     found = beside_sessions(
-                        Path(scratch), near, far, link_bps=link_bps, utp=utp, seconds=args.seconds
+                        Path(scratch), near, far, link_bps=link_bps, utp=utp, args=args
                     )
                     figures[name] = medians([found], alone)
     figures["job_share"] = figures["background"]["job_share"]
@@ -237,6 +256,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--rate-mbit", type=float, default=50.0)
     parser.add_argument("--seconds", type=int, default=15, help="how long the job runs")
+    parser.add_argument("--job-mbit", type=float, default=0.0, help="what the job wants; 0: all")
     parser.add_argument("--settle-s", type=float, default=8.0, help="rollout alone before the job")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--utp", action="store_true", help="measure uTP and plain TCP as well")
