@@ -233,6 +233,24 @@ async def test_the_cap_of_a_pull_holds_for_all_of_them_together(published: Publi
     assert clock() - began_s > 0.75
 
 
+async def test_who_waits_for_a_slow_rate_goes_on_when_it_is_lifted() -> None:
+    rate_bps, turns, first = 1, [], asyncio.Event()
+    pace = Pace(lambda: rate_bps)
+
+    async def take(turn: int) -> None:
+        await pace.take(1000)
+        turns.append(turn)
+        first.set()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for turn in range(5):
+            group.create_task(take(turn))
+        # The first takes its own at once; after it the others would wait for an hour.
+        await first.wait()
+        rate_bps = 0
+    assert turns == [0, 1, 2, 3, 4]
+
+
 async def test_a_piece_that_two_bring_counts_once() -> None:
     brought: Counter[str] = Counter()
     sink, counted, kept = Memory(3), set[int](), []
