@@ -83,6 +83,8 @@ class _Wants:
         self.pieces = pieces
         self.have = have
         self.wanted = bytearray(pieces)
+        # In this session. Much of it may be on its way still when a subscription is renewed.
+        self.sent = bytearray(pieces)
         self.asked: deque[tuple[int, int]] = deque()
         self.ready: deque[int] = deque()
         self.news: deque[tuple[int, int]] = deque()
@@ -93,7 +95,8 @@ class _Wants:
         self.hashes.append((first, min(count, protocol.HASHES_MAX)))
 
     def subscribe(self, raw: bytes) -> None:
-        self.wanted = protocol.flags(raw, self.pieces)
+        asked = protocol.flags(raw, self.pieces)
+        self.wanted = bytearray(want > sent for want, sent in zip(asked, self.sent, strict=True))
         self.ready = deque(i for i, want in enumerate(self.wanted) if want and self.have[i])
 
     def get(self, first: int, count: int) -> None:
@@ -132,10 +135,7 @@ class _Wants:
                 run += 1
             if run < count:
                 self.asked.appendleft((first + run, count - run))
-            if not held:
-                return Absent(first, run)
-            self.wanted[first] = 0
-            return first
+            return self._going(first) if held else Absent(first, run)
         if self.news:
             first, count = self.news.popleft()
             while self.news and self.news[0][0] == first + count:
@@ -144,9 +144,12 @@ class _Wants:
         while self.ready:
             index = self.ready.popleft()
             if self.wanted[index]:
-                self.wanted[index] = 0
-                return index
+                return self._going(index)
         return None
+
+    def _going(self, index: int) -> int:
+        self.wanted[index], self.sent[index] = 0, 1
+        return index
 
     @property
     def expects_more(self) -> bool:
