@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.farm.farm import Image
+from tests.farm.network import Host
 from tests.farm.process import BIN, CommandFailed, eventually
 from tests.tsunami.farm import SSH, SWARM, WEB, SshFarm, filter_input, images_of, ssh_farm, unfilter
 from tests.tsunami.sshd import USER, Sshd, public_of
@@ -86,6 +88,13 @@ def brought(running: SshFarm, image: Image, transport: str) -> set[str]:
     return {name for name, found in told if found.get("by_transport", {}).get(transport)}
 
 
+def logged_in(host: Host) -> str:
+    """Connections from a host to others' sshd that stand."""
+    words = ["ss", "-Htn", "state", "established", f"( dport = :{SSH} )"]
+    done = subprocess.run([*host.prefix, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def test_where_bittorrent_may_not_run_every_node_gets_the_image_over_ssh_by_the_plan(
     farm: SshFarm,
 ) -> None:
@@ -98,6 +107,7 @@ def test_where_bittorrent_may_not_run_every_node_gets_the_image_over_ssh_by_the_
     assert told == {name: {"tsunami": SMALL} for name in farm.farm.nodes}
     # The head sent the image once, and not to each.
     assert farm.network.sent_bytes(farm.farm.head_host) - before < 2 * SMALL
+    until("nobody stays logged in", lambda: not any(map(logged_in, farm.network.hosts)))
 
 
 def test_auto_goes_over_when_bittorrent_is_blocked_and_says_why(farm: SshFarm) -> None:
