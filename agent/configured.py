@@ -46,8 +46,7 @@ def stripe_ports_of(settings: AgentSettings) -> tuple[int, int]:
 
 
 def makers_of(settings: AgentSettings) -> list[SourceMaker]:
-    """The sources beside the swarm. Raises NotFound or OperatorError where a key or certificate is
-    of no use."""
+    """The sources beside the swarm. Raises NotFound or OperatorError where a key is of no use."""
     found: list[SourceMaker] = []
     tsunami, sources = settings.tsunami, settings.sources
     if tsunami.identity is not None:

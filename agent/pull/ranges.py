@@ -217,9 +217,9 @@ class HttpMaker:
         ca_directory: Path,
         seeders: Collection[str] = ("seeder",),
     ) -> None:
-        """Raises ConfigInvalid."""
         self._files = (ca, cert, key)
-        self._certificates = SiteCertificates(ca, ca_directory)
+        self._ca_directory = ca_directory
+        self._certificates: SiteCertificates | None = None
         self._seeders = frozenset(seeders)
         self._client: httpx.AsyncClient | None = None
 
@@ -239,6 +239,9 @@ class HttpMaker:
         name = common_name(certificate)
         if name not in self._seeders:
             return f"{name or 'no name'} answers there, who is no seeder (sources.seeders)"
+        if self._certificates is None:
+            ca = self._files[0]
+            self._certificates = await asyncio.to_thread(SiteCertificates, ca, self._ca_directory)
         return await self._certificates.fault(certificate)
 
     def _connected(self) -> httpx.AsyncClient:
