@@ -96,7 +96,12 @@ def require_held(domain: str, share: Share) -> None:
     """Raises LaunchFailed unless every QEMU of that name has the very directory open that was
     looked at."""
     held = [_directories(pid) for pid in _qemus(domain)]
-    if not held or not all(share.identity in one for one in held):
+    if not held:
+        raise LaunchFailed(
+            f"no QEMU of {domain} is seen, so what it shares cannot be looked at",
+            hint="agent and libvirt must see the same processes (no containers of their own)",
+        )
+    if not all(share.identity in one for one in held):
         raise LaunchFailed(
             f"{share.path} is not the directory any more that was to be shared",
             hint="leave it in its place while a job is started",

@@ -199,6 +199,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = tmp_path / "bin" / "bjobs"
     program.write_text(f"#!/bin/sh\n. {tmp_path}/bjobs.says\n")
     program.chmod(0o755)
+    post = tmp_path / "bin" / "bpost"
+    post.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/posted\n')
+    post.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
     monkeypatch.setattr(steps, "STATE", tmp_path / "state")
     monkeypatch.setattr(wrappers, "STATE", tmp_path / "state")
@@ -297,6 +300,10 @@ def test_jobs_without_an_image_are_not_touched(programs: Path) -> None:
 def test_a_pre_exec_of_an_agent_that_is_away_has_the_job_pend(programs: Path, host: Path) -> None:
     bjobs_says(host, "alice|1|-")
     assert run(programs / "pre", LSB_JOBID="12", VM_IMG=ALIAS, PYTHONPATH="/evil") == 1
+    assert run(programs / "pre", LSB_JOBID="12", LSB_JOBINDEX="3", VM_IMG=ALIAS) == 1
+    first, second = (host / "posted").read_text().splitlines()
+    assert first.startswith("-d distrib: agent at ")
+    assert (first.split()[-1], second.split()[-1]) == ("12", "12[3]")
     assert run(programs / "post", LSB_JOBID="12", VM_IMG=ALIAS) == 0
     assert run(programs / "pre", LSB_JOBID="1 2", VM_IMG=ALIAS) == 99
 

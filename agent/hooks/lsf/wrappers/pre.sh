@@ -6,10 +6,18 @@ export PATH
 cd /
 [ -n "$VM_IMG" ] || exit 0
 [ -x @PYTHON@ ] || exit 1
+case $LSB_JOBID:${LSB_JOBINDEX:-0} in
+    *[!0-9:]* | :* | *: | *:*:*) exit 99 ;;
+    *:0) job=$LSB_JOBID ;;
+    *) job="$LSB_JOBID[$LSB_JOBINDEX]" ;;
+esac
 # Of its user's environment the job's nothing is passed on but what LSF and the esub set.
-env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ LSF_ENVDIR=@ENVDIR@ LSB_JOBID="$LSB_JOBID" LSB_JOBINDEX="$LSB_JOBINDEX" \
+said=$(env -i PATH="$PATH" LC_ALL=C.UTF-8 HOME=/ LSF_ENVDIR=@ENVDIR@ LSB_JOBID="$LSB_JOBID" LSB_JOBINDEX="$LSB_JOBINDEX" \
     VM_IMG="$VM_IMG" \
-    timeout -k 5 170 @PYTHON@ -I -m agent.cli.main --socket @SOCKET@ hooks lsf pre --alive @ALIVE@
+    timeout -k 5 170 @PYTHON@ -I -m agent.cli.main --socket @SOCKET@ hooks lsf pre --alive @ALIVE@ 2>&1)
 status=$?
-case $status in 0 | 99) exit $status ;; esac
+[ $status != 0 ] || exit 0
+# LSF lets a PRE_EXEC write nowhere: its user reads it with bjobs -l, or bread.
+LSF_ENVDIR=@ENVDIR@ timeout 10 bpost -d "$(printf '%.500s' "$said")" "$job" >/dev/null 2>&1 </dev/null
+[ $status != 99 ] || exit 99
 exit 1
