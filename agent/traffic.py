@@ -93,6 +93,8 @@ class HostTraffic:
         self._passed: Passed | None = None
         self._at_s = 0.0
         self._seen: dict[tuple[SwarmSession, str], Mapping[tuple[str, int], Counted]] = {}
+        for session in sessions:
+            session.first_limits_bps = self.first_limits_bps
 
     # -- the site's word ------------------------------------------------------------------------
 
@@ -154,6 +156,19 @@ class HostTraffic:
         """What the site's map caps."""
         farm = self._authority.farm.map
         return ClassCaps() if farm is None else farm.caps
+
+    def first_limits_bps(self, infohash: str) -> tuple[int, int]:
+        """Download and upload of an image until they are measured: what libtorrent hands out
+        without limit, it uses for seconds whatever is said then."""
+        image = self._images().get(infohash)
+        down, up = self._image_caps(image)
+        if not _is_background(image) or self._link.interface is None:
+            return down, up
+        begin = Background.begin(self._link.rate_bps)
+        return (
+            _stricter(down, int(self._background.get("download", begin).rate_bps)),
+            _stricter(up, int(self._background.get("upload", begin).rate_bps)),
+        )
 
     # -- several times a second -----------------------------------------------------------------
 

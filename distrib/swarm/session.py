@@ -19,6 +19,7 @@ import libtorrent as lt
 import structlog
 
 from distrib.errors import NodeError, OperatorError, TorrentMismatch
+from distrib.swarm.alerts import CATEGORIES, EVENTS
 from distrib.swarm.classes import (
     Crowded,
     Tier,
@@ -31,14 +32,8 @@ from distrib.swarm.classes import (
 )
 from distrib.swarm.crowding import SPARE, Crowding, allow_files, share_percent
 from distrib.swarm.events import (
-    HashFailed,
     PeerBanned,
-    PeerDown,
     PeersSampled,
-    PeerUp,
-    PieceDone,
-    StorageFault,
-    TransferEvent,
 )
 from distrib.swarm.sampling import peers_of
 from distrib.swarm.torrent import TorrentInfo, document_of
@@ -67,15 +62,6 @@ _CONNECTS_AS_TOLD: dict[str, str | int | bool] = {
 _ORDINARY = 4
 """libtorrent's priority of a piece that nobody said anything about."""
 
-_CATEGORIES = (
-    lt.alert.category_t.status_notification
-    | lt.alert.category_t.error_notification
-    | lt.alert.category_t.storage_notification
-    | lt.alert.category_t.piece_progress_notification
-    | lt.alert.category_t.connect_notification
-    | lt.alert.category_t.peer_notification
-)
-
 
 class SwarmSession:
     """Transfers of one process through one listening port.
@@ -93,6 +79,8 @@ class SwarmSession:
         self._listening: asyncio.Future[int] | None = None
         self._classes: dict[Tier, int] = {}
         self._crowded = Crowded(0)
+        # What a torrent may do from its first byte, by info-hash: download, upload; 0: no limit.
+        self.first_limits_bps: Callable[[str], tuple[int, int]] = lambda _: (0, 0)
         self._tier_limits: dict[Tier, tuple[int, int]] = {}
         self._zones: Zones | None = None
         self._banned: set[str] = set()
@@ -105,7 +93,7 @@ class SwarmSession:
         params = lt.session_params()
         connections = int(self._profile.get("connections_limit", 200))
         settings: Any = self._profile | {
-            "alert_mask": _CATEGORIES,
+            "alert_mask": CATEGORIES,
             "connections_limit": connections + SPARE,
         }
         params.settings = settings
@@ -176,6 +164,8 @@ class SwarmSession:
             flags |= lt.torrent_flags.sequential_download
         params.flags = flags | lt.torrent_flags.apply_ip_filter
         params.peers = list(peers)
+        limits = self.first_limits_bps(info.infohash)
+        params.download_limit, params.upload_limit = limits
         if unwanted:
             priorities = [_ORDINARY] * info.pieces
             for index in unwanted:
@@ -186,7 +176,9 @@ class SwarmSession:
         except RuntimeError as error:
             raise _damaged(info, error) from None
         held = have or [False] * info.pieces
-        transfer = Transfer(handle, info, held, unwanted=unwanted, forget=self._forget)
+        transfer = Transfer(
+            handle, info, held, unwanted=unwanted, limits=limits, forget=self._forget
+        )
         transfer.asked |= set(peers)
         self._transfers[info.infohash] = transfer
         return transfer
@@ -367,7 +359,7 @@ class SwarmSession:
                 transfer.on_event(PeerBanned(alert.endpoint[0]))
                 self._lift_later(alert.endpoint[0])
             case _:
-                make = _EVENTS.get(type(alert))
+                make = EVENTS.get(type(alert))
                 if make is not None:
                     transfer.on_event(make(alert))
 
@@ -383,14 +375,3 @@ def _damaged(info: TorrentInfo, error: RuntimeError) -> TorrentMismatch:
     return TorrentMismatch(
         f"torrent {info.infohash[:12]}: {error}", hint="its file is damaged: publish it again"
     )
-
-
-_EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {
-    lt.piece_finished_alert: lambda alert: PieceDone(alert.piece_index),
-    lt.hash_failed_alert: lambda alert: HashFailed(alert.piece_index),
-    lt.peer_connect_alert: lambda alert: PeerUp(alert.endpoint[0]),
-    lt.peer_disconnected_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
-    lt.peer_error_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
-    lt.file_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
-    lt.torrent_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
-}

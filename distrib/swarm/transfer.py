@@ -42,10 +42,11 @@ class Transfer:
         have: Sequence[bool],
         *,
         unwanted: Collection[int] = (),
+        limits: tuple[int, int] = (0, 0),
         forget: Callable[[Transfer, str], None] = lambda _, __: None,
     ) -> None:
-        """``unwanted`` pieces, none of which is in ``have``, come by another way. ``forget`` has
-        libtorrent drop a peer."""
+        """``unwanted`` pieces, none of which is in ``have``, come by another way. ``limits`` are
+        those that the handle has. ``forget`` has libtorrent drop a peer."""
         self.info = info
         self._forget = forget
         self._unwanted = frozenset(unwanted)
@@ -62,7 +63,7 @@ class Transfer:
         self.asked: set[tuple[str, int]] = set()
         self.peers: set[str] = set()
         self.caps = (0, 0)
-        self._limits = (0, 0)
+        self._limits = limits
         self.samples: tuple[PeerSample, ...] = ()
         self.hash_failures: dict[str, int] = {}
         self.events: asyncio.Queue[TransferEvent] = asyncio.Queue()

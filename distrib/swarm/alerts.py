@@ -1,0 +1,36 @@
+"""Which of libtorrent's alerts are listened to, and what those of a torrent say to its transfer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import libtorrent as lt
+
+from distrib.swarm.events import (
+    HashFailed,
+    PeerDown,
+    PeerUp,
+    PieceDone,
+    StorageFault,
+    TransferEvent,
+)
+
+CATEGORIES = (
+    lt.alert.category_t.status_notification
+    | lt.alert.category_t.error_notification
+    | lt.alert.category_t.storage_notification
+    | lt.alert.category_t.piece_progress_notification
+    | lt.alert.category_t.connect_notification
+    | lt.alert.category_t.peer_notification
+)
+
+EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {
+    lt.piece_finished_alert: lambda alert: PieceDone(alert.piece_index),
+    lt.hash_failed_alert: lambda alert: HashFailed(alert.piece_index),
+    lt.peer_connect_alert: lambda alert: PeerUp(alert.endpoint[0]),
+    lt.peer_disconnected_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
+    lt.peer_error_alert: lambda alert: PeerDown(alert.endpoint[0], alert.message()),
+    lt.file_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
+    lt.torrent_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
+}
