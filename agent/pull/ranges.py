@@ -175,9 +175,11 @@ class WebImage:
     async def _check(self, answer: httpx.Response) -> None:
         stream = answer.extensions.get("network_stream")
         connection = stream.get_extra_info("ssl_object") if stream is not None else None
-        if connection is None:
-            return
-        why = await self.fault(connection.getpeercert(binary_form=True))
+        if connection is not None:
+            why = await self.fault(connection.getpeercert(binary_form=True))
+        else:
+            # Without TLS there is nobody to know: a cache of the site, of which pieces are hashed.
+            why = "shows no certificate" if self.url.startswith("https:") else ""
         if why:
             raise NetworkError(f"{self.url}: {why}", hint="look at the seeder's certificate")
 
