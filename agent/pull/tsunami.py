@@ -42,6 +42,7 @@ TICK_S = 0.5
 OFFERS_MAX_BYTES = 8 << 20
 """Of each peer, what may wait for its hash; more waits in the SSH window, then at the peer."""
 
+ROOM_S = 0.5
 THREADS_MAX = 64
 BAD_MAX = 2
 
@@ -249,10 +250,13 @@ class TsunamiSource:
                 partial(client.open, size_bytes=sink.size_bytes, piece_bytes=sink.piece_bytes)
             )
             self._share()
-            room = asyncio.Semaphore(max(1, OFFERS_MAX_BYTES // sink.piece_bytes))
+            room = threading.Semaphore(max(1, OFFERS_MAX_BYTES // sink.piece_bytes))
 
             def hand_on(piece: Piece) -> None:
-                asyncio.run_coroutine_threadsafe(room.acquire(), loop).result()
+                # Not for ever: the loop that makes room may have ended.
+                while not room.acquire(timeout=ROOM_S):
+                    if session.over:
+                        raise NetworkError(f"{session.peer.node}: not needed any more", hint="")
                 loop.call_soon_threadsafe(self._take, session, piece, room)
 
             await self._in_thread(_read, client, hand_on, session.have)
@@ -264,11 +268,11 @@ class TsunamiSource:
         self._step(machine.on_peer_down(self._state, address, now_s=self._now_s()))
         self._share()
 
-    def _take(self, session: _Session, piece: Piece, room: asyncio.Semaphore) -> None:
+    def _take(self, session: _Session, piece: Piece, room: threading.Semaphore) -> None:
         session.received_bytes += len(piece.data)
         self._spawn(self._offer(session, piece, room), f"piece {piece.index}")
 
-    async def _offer(self, session: _Session, piece: Piece, room: asyncio.Semaphore) -> None:
+    async def _offer(self, session: _Session, piece: Piece, room: threading.Semaphore) -> None:
         sink = self._sink
         try:
             if sink is None:
