@@ -3,9 +3,9 @@
 A local user of a node, or a guest, shares the node's address, and opens as many as he likes.
 libtorrent counts connections of everybody together, tells of none before its handshake, and has no
 call to close one. So a session takes ``SPARE`` more than it is set to, and looks each second at the
-sockets of its own process: of an address with more than ``MOST`` the surplus is shut down, which
-libtorrent takes for the peer's end, and for ``REMEMBERED_S`` the address is let in only while there
-are fewer than the session is set to.
+sockets of its own process: of an address with more than one for each of its torrents, and ``MOST``
+beside, the surplus is shut down, which libtorrent takes for the peer's end, and for
+``REMEMBERED_S`` the address is let in only while there are fewer than the session is set to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import structlog
 log = structlog.get_logger(__name__)
 
 MOST = 32
-"""Connections that an address may hold: one for each torrent, and of nodes behind one address."""
+"""Connections that an address may hold beyond one for each torrent of the session: those of a local
+user or of other nodes behind the address, and of two that are tried at once."""
 
 SPARE = 1000
 REMEMBERED_S = 60.0
@@ -46,7 +47,7 @@ class Held:
     moved_bytes: int = 0
 
 
-def surplus(held: Iterable[Held], most: int = MOST) -> list[Held]:
+def surplus(held: Iterable[Held], most: int) -> list[Held]:
     """Which to shut down, so that no address has more than ``most``. Pure.
 
     Half of the places are for those that carried most, half for the newest: a peer that comes while
@@ -88,21 +89,22 @@ class Crowding:
         """Addresses that had too many of late."""
         return self._until_s.keys()
 
-    def look(self, moved: Mapping[Endpoint, int]) -> bool:
+    def look(self, moved: Mapping[Endpoint, int], *, torrents: int) -> bool:
         """Shut down what is too much; whether ``crowded`` is another now.
 
-        ``moved``: payload of each connection, in bytes. Reads /proc; to be run in a thread."""
-        now_s, before = self._monotonic(), set(self._until_s)
+        ``moved``: payload of each connection, in bytes; ``torrents`` are open.
+        Reads /proc; to be run in a thread."""
+        now_s, before, most = self._monotonic(), set(self._until_s), MOST + torrents
         self._until_s = {one: at_s for one, at_s in self._until_s.items() if at_s > now_s}
         accepted = dict(self._accepted())
         self._since_s = {peer: self._since_s.get(peer, now_s) for peer in accepted}
         held = [Held(peer, self._since_s[peer], moved.get(peer, 0)) for peer in accepted]
-        cut = surplus(held)
+        cut = surplus(held, most)
         for one in cut:
             self._shut(one.peer, accepted[one.peer])
         for address in {one.peer[0] for one in cut}:
             if address not in before:
-                log.warning("too-many-connections", address=address, most=MOST)
+                log.warning("too-many-connections", address=address, most=most)
             self._until_s[address] = now_s + REMEMBERED_S
         return before != set(self._until_s)
 

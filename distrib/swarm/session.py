@@ -284,7 +284,8 @@ class SwarmSession:
                 for transfer in self._transfers.values()
                 for one in transfer.samples
             }
-            if await asyncio.to_thread(crowding.look, moved):
+            torrents = len(self._transfers)
+            if await asyncio.to_thread(crowding.look, moved, torrents=torrents):
                 self._crowded = replace(self._crowded, addresses=tuple(crowding.crowded))
                 apply_classes(self._open(), self._classes, self._zones, self._crowded)
 
