@@ -127,7 +127,7 @@ class RunningPull:
         self._plan, self._deadline_s = plan, deadline_s
         if plan.stripes == STRIPES and not self._striped and self._second is not None:
             self._reshape.set()
-        for stripe, source in enumerate(self._swarm):
+        for stripe, source in enumerate(self._swarm if self._swarming else ()):
             source.follow(plan.of_stripe(stripe) if self._striped else plan, deadline_s=deadline_s)
         if caps != self._caps:
             self._caps = caps
