@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from agent.cache.holders import JobHolder, ProcessHolder, TimeHolder
 from agent.cache.leases import Lease
 from agent.cache.records import UNDER_WAY
 from agent.cache.snapshot import Holding
+from agent.pull.running import RunningPull
 from agent.puller import Puller, Waiting
 from distrib.bus.messages import (
     HOLDER_MAX_CHARS,
@@ -38,6 +40,7 @@ from distrib.bus.mqtt import Bus
 from distrib.bus.schema import encode
 from distrib.command import product_version
 from distrib.swarm.events import PeerSample
+from distrib.swarm.relay_pace import Meter
 
 SPACING_S = 0.1
 """Changes that follow each other closely go out as one report."""
@@ -74,6 +77,7 @@ class Reporter:
         self._clock = clock
         self._changed = asyncio.Event()
         self._hello_due = False
+        self._meters: dict[str, Meter] = {}
 
     def changed(self) -> None:
         """Something that a report says has changed. From the loop's thread only."""
@@ -138,6 +142,8 @@ class Reporter:
         """The state of the node as it is told to the site and to local callers."""
         # In a thread: the cache's lock may be held for as long as an instance takes to make.
         snapshot = await asyncio.to_thread(self._cache.snapshot)
+        pulls = self._puller().pulls
+        self._meters = {key: kept for key, kept in self._meters.items() if key in pulls}
         room, images = REPORTED_HOLDERS, []
         for holding in sorted(snapshot.holdings, key=_is_wanted_less):
             images.append(self._image(holding, room=room))
@@ -158,6 +164,14 @@ class Reporter:
             images=tuple(images),
         )
 
+    def _other_rate_bps(self, running: RunningPull) -> int:
+        """What comes by other transports than BitTorrent, by what came between two reports."""
+        infohash, now_s = running.image.infohash, time.monotonic()
+        brought = running.brought.total()
+        meter = self._meters.get(infohash, Meter(brought, now_s, now_s))
+        self._meters[infohash] = meter = meter.read(brought, now_s, now_s=now_s)
+        return meter.rate_bps or 0
+
     def _image(self, holding: Holding, *, room: int) -> ImageReport:
         record = holding.record
         moving: dict[str, Any] = {
@@ -176,7 +190,7 @@ class Reporter:
         if pull is not None and running is not None and record.state in UNDER_WAY:
             moving |= {
                 "bytes_done": pull.done_bytes,
-                "rate_bps": pull.transfer.rate_bps,
+                "rate_bps": pull.transfer.rate_bps + self._other_rate_bps(running),
                 "fetched_bytes": pull.fetched_bytes,
                 "wasted_bytes": pull.wasted_bytes,
                 "copied_bytes": pull.copied_bytes,

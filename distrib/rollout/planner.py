@@ -8,7 +8,7 @@ from statistics import median_low
 
 import structlog
 
-from distrib.bus.messages import NodeReason, ParentLost, State
+from distrib.bus.messages import ImageReport, NodeReason, ParentLost, State
 from distrib.rollout.desired import Wanted, report_interval_s
 from distrib.rollout.fleet import Fleet
 from distrib.swarm.relay import RelayPlan, plan_relay
@@ -166,7 +166,9 @@ class Planner:
                 known = before.get(node, Meter(held.bytes_done, sent_at_s, now_s))
                 meters[node] = known.read(held.bytes_done, sent_at_s, now_s=now_s)
         self._meters[infohash] = meters
-        usual_bps = median_low([held.rate_bps for held in fetching.values()] or [0])
+        usual_bps = median_low(
+            [_rate_bps(meters[node], held) for node, held in fetching.items()] or [0]
+        )
         pulls = {}
         for node, held in fetching.items():
             links, meter = self._plans[infohash].links[node], meters[node]
@@ -192,3 +194,7 @@ class Planner:
         self._demoted_at[infohash, node] = now
         self._layouts[infohash] = moved
         return True
+
+
+def _rate_bps(meter: Meter, held: ImageReport) -> int:
+    return held.rate_bps if meter.rate_bps is None else meter.rate_bps
