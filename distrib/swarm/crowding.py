@@ -5,7 +5,7 @@ libtorrent counts connections of everybody together, tells of none before its ha
 call to close one. So a session takes ``SPARE`` more than it is set to, and looks each second at the
 sockets of its own process: of an address with more than one for each of its torrents, and ``MOST``
 beside, the surplus is shut down, which libtorrent takes for the peer's end, and for
-``REMEMBERED_S`` the address is let in only while there are fewer than the session is set to.
+``REMEMBERED_S`` the address is let in only while half of the spare ones are left.
 """
 
 from __future__ import annotations
@@ -139,8 +139,10 @@ class Crowding:
 
 
 def share_percent(connections: int) -> int:
-    """libtorrent's ``connection_limit_factor`` of who is let in below ``connections`` only."""
-    return math.ceil(100 * (connections + SPARE) / connections)
+    """libtorrent's ``connection_limit_factor`` of who is let in while half of the spare is left.
+
+    Not less: the agent at that address would have to be quicker than whoever refills it."""
+    return math.ceil(100 * (connections + SPARE) / (connections + SPARE // 2))
 
 
 def allow_files() -> None:

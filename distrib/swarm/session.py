@@ -279,6 +279,9 @@ class SwarmSession:
         crowding = Crowding(address, port)
         while True:
             await asyncio.sleep(CROWD_INTERVAL_S)
+            if crowding.crowded:
+                # Who has just come, and carries something by now, is to be seen as that.
+                await self.ask_peers()
             moved = {
                 (one.address, one.port): one.sent_bytes + one.received_bytes
                 for transfer in self._transfers.values()

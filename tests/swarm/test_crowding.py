@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distrib.swarm.crowding import Held, share_percent, surplus
+from distrib.swarm.crowding import SPARE, Held, share_percent, surplus
 
 HERE, THERE = "10.0.0.1", "10.0.0.2"
 
@@ -39,6 +39,7 @@ def test_every_address_keeps_its_number(held: list[Held], most: int) -> None:
         assert sum(one.peer[0] == address for one in left) == min(len(had), most)
 
 
-def test_an_address_that_had_too_many_is_let_in_below_what_the_session_is_set_to() -> None:
-    assert share_percent(200) == 600
-    assert (200 + 1000) * 100 // share_percent(200) == 200
+def test_an_address_that_had_too_many_is_let_in_while_half_of_the_spare_is_left() -> None:
+    for connections in (1, 200, 2000):
+        let_in = (connections + SPARE) * 100 // share_percent(connections)
+        assert connections + 0.48 * SPARE <= let_in <= connections + 0.5 * SPARE
