@@ -126,14 +126,16 @@ class Planner:
                 return False
         return self._move_behind(infohash, parent, now)
 
-    def find_slow(self, now: datetime) -> set[str]:
-        """Move who is slower than its place; the torrents that are to be planned anew."""
+    def find_slow(self, now: datetime, *, yielding: Collection[str] = ()) -> set[str]:
+        """Move who is slower than its place; the torrents that are to be planned anew.
+
+        Those in ``yielding`` are left alone: beside a job their nodes are slow by design."""
         interval_s = report_interval_s(len(self._fleet.inventory))
         moved = set[str]()
         if 0 <= (now - self._looked_at).total_seconds() < LOOK_REPORTS * interval_s:
             return moved
         self._looked_at = now
-        for infohash in self._plans:
+        for infohash in self._plans.keys() - yielding:
             pulls = self._pulls(infohash, now.timestamp(), interval_s)
             if not pulls:
                 self._paces.pop(infohash, None)

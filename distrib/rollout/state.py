@@ -118,7 +118,9 @@ class State:
     def time_passed(self, *, clocks: bool = True) -> None:
         """Look at who is slower than its place and, with ``clocks``, at those of all rollouts."""
         self._time_passed |= clocks
-        self._torrents |= self.planner.find_slow(self._clock())
+        kept = self.rollouts.values()
+        yielding = {one.rollout.image.infohash for one in kept if one.traffic == "background"}
+        self._torrents |= self.planner.find_slow(self._clock(), yielding=yielding)
 
     def presence_changed(self, node: str, before: object) -> None:
         """The node came, went, or says something else of itself."""

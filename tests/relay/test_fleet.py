@@ -194,3 +194,19 @@ async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(
     assert seconds - 1 in seconds_to_wait
     assert farm.parents("wn0006") == ["wn0004"]
     assert farm.parents("wn0005") == ["wn0015"]
+
+
+async def test_who_makes_way_for_a_job_keeps_its_place(make_farm: MakeFarm) -> None:
+    farm = make_farm(16)
+    for name in farm.names:
+        farm.say(name)
+    await farm.settle()
+    for yielding in ({INFOHASH}, set[str]()):
+        found = set[str]()
+        for second in range(4):
+            for n, name in enumerate(farm.names):
+                rate_bps = 25_000_000 if n >= 5 else 100_000_000
+                farm.report(name, rate_bps=rate_bps, bytes_done=second * rate_bps)
+            found |= farm.state.planner.find_slow(farm.now, yielding=yielding)
+            farm.now += timedelta(seconds=1)
+        assert found == {INFOHASH} - yielding
