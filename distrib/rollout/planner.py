@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from statistics import median_low
 
 import structlog
@@ -146,6 +147,7 @@ class Planner:
                 now_s=now.timestamp(),
                 hold_s=max(HOLD_S, HOLD_REPORTS * interval_s),
                 far_hold_s=max(FAR_HOLD_S, FAR_HOLD_REPORTS * interval_s),
+                movable=partial(self._is_movable, infohash, now=now),
             )
             for node in sorted(guilty):
                 if self._move_behind(infohash, node, now):
@@ -185,11 +187,15 @@ class Planner:
             )
         return pulls
 
-    def _move_behind(self, infohash: str, node: str, now: datetime) -> bool:
-        layout = self._layouts.get(infohash, ())
+    def _is_movable(self, infohash: str, node: str, *, now: datetime) -> bool:
         last = self._demoted_at.get((infohash, node))
-        if is_last(layout, node) or (last is not None and now - last < DEMOTE_AGAIN):
+        recent = last is not None and now - last < DEMOTE_AGAIN
+        return not recent and not is_last(self._layouts.get(infohash, ()), node)
+
+    def _move_behind(self, infohash: str, node: str, now: datetime) -> bool:
+        if not self._is_movable(infohash, node, now=now):
             return False
+        layout = self._layouts.get(infohash, ())
         moved = moved_behind(layout, node)
         if moved == layout:
             return False

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
@@ -81,8 +81,10 @@ def judge(
     now_s: float,
     hold_s: float = HOLD_S,
     far_hold_s: float = FAR_HOLD_S,
+    movable: Callable[[str], bool] = lambda _: True,
 ) -> tuple[Pace, frozenset[str]]:
-    """Who is at fault now, and what to remember. ``pulls``: every node that fetches, by name."""
+    """Who is at fault now, and what to remember. ``pulls``: every node that fetches, by name;
+    ``movable``: whether a node could be given another place now."""
     moving = [pull.rate_bps for pull in pulls.values() if pull.rate_bps > 0]
     if not moving:
         return Pace(suspects=pace.suspects), frozenset()
@@ -107,6 +109,10 @@ def judge(
     if not ripe:
         return Pace(behind, far, pace.suspects), frozenset()
     guilty, suspects = _at_fault(ripe, pulls, pace.suspects)
+    guilty = {name for name in guilty if movable(name)}
+    if not guilty:
+        # A slow node that stands at the end already is no reason to forget since when others are.
+        return Pace(behind, far, suspects), frozenset()
     # Below and beside them the stream is another one now.
     return Pace(suspects=suspects), frozenset(guilty)
 

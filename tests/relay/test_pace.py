@@ -76,6 +76,17 @@ def test_a_meter_says_what_came_between_two_reports() -> None:
     assert after.read(4000, 3.0, now_s=53.0).rate_bps is None
 
 
+def test_a_slow_node_at_the_end_does_not_hide_another() -> None:
+    pace, named = Pace(), frozenset[str]()
+    for turn in range(40):
+        now_s = turn * 0.25
+        # n2 gets half; n5, the last, next to nothing, and says so twice a second.
+        pulls = fresh(chain(100, 100, 50, 50, 50, 5), at_s=now_s // 0.5 * 0.5)
+        pace, guilty = judge(pace, pulls, now_s=now_s, movable=lambda name: name != "n5")
+        named |= guilty
+    assert named == {"n2"}
+
+
 def test_a_pause_of_seconds_is_none() -> None:
     slow, well = chain(100, 100, 25, 25), chain(100, 100, 100, 100)
     assert not any(watch(*[slow] * 5, well, *[slow] * 5))
