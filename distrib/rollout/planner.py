@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from statistics import median_low
@@ -127,18 +127,21 @@ class Planner:
                 return False
         return self._move_behind(infohash, parent, now)
 
-    def find_slow(self, now: datetime, *, yielding: Collection[str] = ()) -> set[str]:
+    def find_slow(
+        self, now: datetime, *, yields: Callable[[str, str], bool] = lambda _node, _infohash: False
+    ) -> set[str]:
         """Move who is slower than its place; the torrents that are to be planned anew.
 
-        Those in ``yielding`` are left alone: beside a job their nodes are slow by design."""
+        A torrent is left alone while a node that ``yields`` fetches it: beside a job it is slow by
+        design, and so is who is fed by it."""
         interval_s = report_interval_s(len(self._fleet.inventory))
         moved = set[str]()
         if 0 <= (now - self._looked_at).total_seconds() < LOOK_REPORTS * interval_s:
             return moved
         self._looked_at = now
-        for infohash in self._plans.keys() - yielding:
+        for infohash in self._plans:
             pulls = self._pulls(infohash, now.timestamp(), interval_s)
-            if not pulls:
+            if not pulls or any(yields(node, infohash) for node in pulls):
                 self._paces.pop(infohash, None)
                 continue
             self._paces[infohash], guilty = judge(

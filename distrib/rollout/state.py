@@ -118,9 +118,7 @@ class State:
     def time_passed(self, *, clocks: bool = True) -> None:
         """Look at who is slower than its place and, with ``clocks``, at those of all rollouts."""
         self._time_passed |= clocks
-        kept = self.rollouts.values()
-        yielding = {one.rollout.image.infohash for one in kept if one.traffic == "background"}
-        self._torrents |= self.planner.find_slow(self._clock(), yielding=yielding)
+        self._torrents |= self.planner.find_slow(self._clock(), yields=self._yields)
 
     def presence_changed(self, node: str, before: object) -> None:
         """The node came, went, or says something else of itself."""
@@ -342,8 +340,7 @@ class State:
     async def _save(
         self, numbers: Mapping[str, IssuedNumbers], events: list[Event], now: datetime
     ) -> None:
-        ended_uses = self._endings.unsaved
-        if not (numbers or events or self._rows or self._ended or ended_uses):
+        if not (numbers or events or self._rows or self._ended or self._endings.unsaved):
             return
 
         def save() -> None:
@@ -354,9 +351,13 @@ class State:
                 for name in self._ended:
                     records.end_rollout(session, self.rollouts[name], actor=CONTROLLER)
                 records.add_events(session, events, now=now)
-                note_ended(session, ended_uses, now=now)
+                note_ended(session, self._endings.unsaved, now=now)
 
         await asyncio.to_thread(save)
+
+    def _yields(self, node: str, infohash: str) -> bool:
+        held = self.assigned.get(node, ())
+        return any(one.traffic == "background" for one in held if one.infohash == infohash)
 
     # -- rollouts -------------------------------------------------------------------------------
 

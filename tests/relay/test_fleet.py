@@ -7,8 +7,8 @@ and signatures are the real ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,12 +51,19 @@ class FakeFarm:
         assert heard is not None
         self.state.presence_changed(node, heard.before)
 
-    def report(self, node: str, *, rate_bps: int, bytes_done: int) -> None:
+    def report(
+        self,
+        node: str,
+        *,
+        rate_bps: int,
+        bytes_done: int,
+        state: ImageState = ImageState.PULLING,
+    ) -> None:
         image = ImageReport(
             identifier=IMAGE,
             version="1.0.0",
             infohash=INFOHASH,
-            state=ImageState.PULLING,
+            state=state,
             bytes_done=bytes_done,
             bytes_total=SIZE,
             rate_bps=rate_bps,
@@ -198,15 +205,26 @@ async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(
 
 async def test_who_makes_way_for_a_job_keeps_its_place(make_farm: MakeFarm) -> None:
     farm = make_farm(16)
+    early = farm.names[:4]
     for name in farm.names:
+        one = Assigned(name, IMAGE, "1.0.0", INFOHASH, size_bytes=SIZE)
+        farm.state.assign(name, (replace(one, traffic="background") if name in early else one,))
         farm.say(name)
     await farm.settle()
-    for yielding in ({INFOHASH}, set[str]()):
-        found = set[str]()
+
+    async def told_of_slowness_from(fifth: int, fetching: Sequence[str]) -> set[str]:
+        told = set[str]()
         for second in range(4):
-            for n, name in enumerate(farm.names):
-                rate_bps = 25_000_000 if n >= 5 else 100_000_000
+            for name in fetching:
+                rate_bps = 25_000_000 if int(name[2:]) >= fifth else 100_000_000
                 farm.report(name, rate_bps=rate_bps, bytes_done=second * rate_bps)
-            found |= farm.state.planner.find_slow(farm.now, yielding=yielding)
+            farm.state.time_passed()
+            told |= await farm.settle()
             farm.now += timedelta(seconds=1)
-        assert found == {INFOHASH} - yielding
+        return told
+
+    assert not await told_of_slowness_from(2, farm.names)
+    # Those of the background have it, and their rollout is over: the others are judged.
+    for name in early:
+        farm.report(name, rate_bps=0, bytes_done=SIZE, state=ImageState.READY)
+    assert await told_of_slowness_from(8, farm.names[4:])
