@@ -25,6 +25,11 @@ log = structlog.get_logger(__name__)
 DEMOTE_AGAIN = timedelta(seconds=10)
 """A node is moved to the end of a line at most this often, however many complain of it."""
 
+COMPLAINTS = 3
+COMPLAINTS_AGE = timedelta(seconds=60)
+"""One node's complaints move so many others in that time: who accuses one after another may lie, or
+is itself what it complains of. Its own agent goes to fallbacks without us."""
+
 HOLD_REPORTS = 2.5
 """A node is slow only after so many of its reports have said so."""
 
@@ -52,6 +57,7 @@ class Planner:
         self._paces: dict[str, Pace] = {}
         self._meters: dict[str, dict[str, Meter]] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
+        self._complaints: dict[tuple[str, str], list[datetime]] = {}
         self._looked_at = datetime.min.replace(tzinfo=UTC)
 
     def adopt(self, published: Mapping[str, Wanted]) -> None:
@@ -98,8 +104,9 @@ class Planner:
         """Nobody wants the torrent any more."""
         for kept in (self._layouts, self._plans, self._links, self._paces, self._meters):
             kept.pop(infohash, None)
-        for key in [key for key in self._demoted_at if key[0] == infohash]:
-            del self._demoted_at[key]
+        for by_node in (self._demoted_at, self._complaints):
+            for key in [key for key in by_node if key[0] == infohash]:
+                del by_node[key]
 
     def links(self, node: str, infohash: str) -> Links:
         """The peers of a node, as planned last."""
@@ -114,7 +121,7 @@ class Planner:
 
         The parent goes to the end, unless it has no more than the child itself: then it waits for
         a parent of its own, and whoever is at fault is named by another. One that spoils what it
-        sends goes there however much it has.
+        sends goes there however much it has. Not by one node's word alone, again and again.
         """
         infohash, parent = lost.infohash, lost.parent
         told = [peer.node for peer in self.links(child, infohash).parents]
@@ -125,7 +132,13 @@ class Planner:
             has = self._fleet.member(parent, infohash).progress
             if has < 1.0 and has <= self._fleet.member(child, infohash).progress:
                 return False
-        return self._move_behind(infohash, parent, now)
+        recent = [
+            at for at in self._complaints.get((infohash, child), ()) if now - at < COMPLAINTS_AGE
+        ]
+        if len(recent) >= COMPLAINTS or not self._move_behind(infohash, parent, now):
+            return False
+        self._complaints[infohash, child] = [*recent, now]
+        return True
 
     def find_slow(
         self, now: datetime, *, yields: Callable[[str, str], bool] = lambda _node, _infohash: False

@@ -16,7 +16,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import insert
 
-from distrib.bus.messages import Desired, ImageReport, Presence, Report, SeederPresence
+from distrib.bus.messages import (
+    Desired,
+    ImageReport,
+    NodeReason,
+    ParentLost,
+    Presence,
+    Report,
+    SeederPresence,
+)
 from distrib.bus.messages import State as ImageState
 from distrib.bus.schema import encode
 from distrib.bus.topics import Topics
@@ -24,6 +32,7 @@ from distrib.db import models
 from distrib.db.schema import upgrade
 from distrib.db.session import Database, sqlite_url
 from distrib.rollout.desired import Assigned, open_own
+from distrib.rollout.planner import COMPLAINTS_AGE
 from distrib.rollout.state import State
 from distrib.swarm.relay_trees import MOVED_BY_ONE_CHANGE
 
@@ -228,3 +237,28 @@ async def test_who_makes_way_for_a_job_keeps_its_place(make_farm: MakeFarm) -> N
     for name in early:
         farm.report(name, rate_bps=0, bytes_done=SIZE, state=ImageState.READY)
     assert await told_of_slowness_from(8, farm.names[4:])
+
+
+async def test_one_node_that_complains_of_everybody_moves_few(make_farm: MakeFarm) -> None:
+    farm = make_farm(16)
+    for name in farm.names:
+        farm.say(name)
+    await farm.settle()
+    accused = []
+    for _ in range(20):
+        (parent,) = farm.parents("wn0012")
+        lost = ParentLost(infohash=INFOHASH, parent=parent, reason=NodeReason.HASH_FAILED)
+        farm.state.parent_lost(lost, child="wn0012")
+        if await farm.settle():
+            accused.append(parent)
+        farm.now += timedelta(seconds=0.5)
+    assert accused == ["wn0011", "wn0010", "wn0009"]
+    assert farm.parents("wn0012") == ["wn0008"]
+    # Another one is heard, and so is this one when its complaints are old.
+    lost = ParentLost(infohash=INFOHASH, parent="wn0006", reason=NodeReason.HASH_FAILED)
+    farm.state.parent_lost(lost, child="wn0007")
+    assert await farm.settle()
+    farm.now += COMPLAINTS_AGE
+    lost = ParentLost(infohash=INFOHASH, parent="wn0008", reason=NodeReason.HASH_FAILED)
+    farm.state.parent_lost(lost, child="wn0012")
+    assert await farm.settle()
