@@ -156,9 +156,10 @@ class SwarmSession:
         params.save_path = str(directory)
         flags = lt.torrent_flags.no_verify_files | lt.torrent_flags.update_subscribe
         if seed:
-            flags |= lt.torrent_flags.seed_mode
+            # Not libtorrent's seed mode: it hashes each piece before it is sent, and looks through
+            # all that waits at every request.
             have = [True] * info.pieces
-        elif have is not None and any(have):
+        if have is not None and any(have):
             params.have_pieces = list(have)
         if sequential and not seed:
             flags |= lt.torrent_flags.sequential_download
