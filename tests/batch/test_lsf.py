@@ -24,7 +24,7 @@ from agent.hooks.lsf.formats import (
 )
 from agent.hooks.lsf.steps import Grant, grant_in, job_of, launch_arguments
 from agent.hooks.lsf.wrappers import NAMES
-from distrib.errors import NodeError, NotFound, OperatorError, Revoked
+from distrib.errors import Conflict, NodeError, NotFound, OperatorError, Revoked
 from tests.batch.node import ALIAS, UUID, AgentThatSays, status
 
 WANT = {"image": ALIAS, "identifier": UUID, "versions": ["1.0"]}
@@ -309,11 +309,16 @@ def test_a_pre_exec_of_an_agent_that_is_away_has_the_job_pend(programs: Path, ho
 
 
 def test_the_programs_are_taken_away_and_nobody_elses(programs: Path, host: Path) -> None:
-    (programs / "post").write_text("#!/bin/sh\n# the site's own\n")
+    own = "#!/bin/sh\n# the site's own, for this distribution and distrib-agent\n"
+    (programs / "post").write_text(own)
     arguments = ["remove", "--directory", str(programs), "--json"]
     told = json.loads(CliRunner().invoke(lsf, arguments, obj=host / "agent").output)
     assert len(told["changed"]) == len(NAMES) - 1
     assert [file.name for file in programs.iterdir()] == ["post"]
+    with AgentThatSays(host / "agent2", status=status()) as socket:
+        refused = CliRunner().invoke(lsf, ["install", *arguments[1:3]], obj=socket)
+    assert isinstance(refused.exception, Conflict)
+    assert [(file.name, file.read_text()) for file in programs.iterdir()] == [("post", own)]
     done = CliRunner().invoke(lsf, arguments[:-1], obj=host / "agent")
     assert done.output == "nothing to do\n"
 
