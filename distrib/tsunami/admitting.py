@@ -16,6 +16,7 @@ from typing import Final
 from distrib.errors import NotFound, OperatorError, StorageFailed
 
 KEYS_MAX: Final = 64
+_AS_IT_IS: Final = "surrogateescape"
 
 _KEY = re.compile(
     r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)|sk-[a-z0-9@.-]+) [A-Za-z0-9+/]+=*"
@@ -42,13 +43,16 @@ def install(file: Path, lines: Sequence[str], *, comment: str) -> None:
 
     Lines of others stay. Raises StorageFailed."""
     try:
-        before = file.read_text("utf-8").splitlines() if file.exists() else []
+        # Remarks of others may be in any encoding.
+        before = file.read_bytes().decode("utf-8", _AS_IT_IS).split("\n") if file.exists() else []
+        if before and not before[-1]:
+            before.pop()
         kept = [line for line in before if line.split()[-1:] != [comment]]
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = file.with_name(f".{file.name}.distrib")
         fresh.unlink(missing_ok=True)
         fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as stream:
+        with os.fdopen(fd, "w", encoding="utf-8", errors=_AS_IT_IS, newline="") as stream:
             stream.write("".join(f"{line}\n" for line in (*kept, *lines)))
             if file.exists():
                 os.fchown(fd, file.stat().st_uid, file.stat().st_gid)

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from distrib.errors import Conflict, NotFound, StorageFailed
+from distrib.errors import Conflict, NotFound, OperatorError, StorageFailed
+from distrib.tsunami.admitting import read_public_keys
 from distrib.tsunami.keys import Identity, fingerprint
 
 REMARK: Final = "distrib-farm"
@@ -106,12 +107,15 @@ class FarmKeys:
         return self.stage
 
     def fingerprints(self) -> list[str]:
-        """Of the keys to be admitted, as ``ssh-keygen -l`` shows them. Raises StorageFailed."""
+        """Of the keys to be admitted, as ``ssh-keygen -l`` shows them. Raises NotFound,
+        OperatorError where the file is not as it was written."""
+        lines = read_public_keys(self.admitted)
         try:
-            lines = self.admitted.read_text("ascii").splitlines()
-        except OSError as error:
-            raise self._failed(error) from None
-        return [fingerprint(base64.b64decode(line.split()[1])) for line in lines]
+            return [fingerprint(base64.b64decode(line.split()[1])) for line in lines]
+        except ValueError:
+            raise OperatorError(
+                f"{self.admitted}: not a public key", hint="lines of .pub files"
+            ) from None
 
     def identities(self) -> dict[str, Identity]:
         """The private keys that are here, by name: each is to be admitted by every node."""

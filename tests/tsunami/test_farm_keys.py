@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distrib.errors import Conflict, NotFound, StorageFailed
+from distrib.errors import Conflict, NotFound, OperatorError, StorageFailed
 from distrib.tsunami.farmkeys import FarmKeys, Stage
 from distrib.tsunami.ssh import SshKeyRefused
 from tests.tsunami.sshd import USER, Sshd
@@ -120,18 +120,23 @@ def test_what_is_there_is_not_made_again_and_what_is_not_is_not_rotated(tmp_path
     with pytest.raises(Conflict, match="is there already"):
         keys.make()
     assert keys.farm.read_bytes() == before
+    for spoilt in ("", "x\n", "ssh-ed25519 AAAAA\n"):
+        keys.admitted.write_text(spoilt)
+        with pytest.raises(OperatorError, match=r"admitted\.pub: not a public key"):
+            keys.fingerprints()
 
 
 def test_a_seeder_admits_the_same_file(tmp_path: Path) -> None:
     keys, file = FarmKeys(tmp_path / "keys"), tmp_path / "authorized_keys"
     keys.make()
     keys.rotate()
-    by_hand = "ssh-ed25519 AAAA admin@site"
-    file.write_text(f"{by_hand}\n")
+    by_hand = "ssh-ed25519 AAAA müller@site".encode("latin-1")
+    file.write_bytes(by_hand)
     serve = ("distrib", "serve-pieces", "--images", tmp_path, "--authorized-keys", file)
     assert ask(*serve, "--install", keys.admitted)["keys"] == 2
     assert ask(*serve, "--install", keys.admitted)["keys"] == 2
-    kept, *ours = file.read_text().splitlines()
+    kept, *lines = file.read_bytes().splitlines()
+    ours = [line.decode() for line in lines]
     assert kept == by_hand
     command = f"{sys.executable} -I -m distrib serve-pieces --images {tmp_path}"
     assert [line.startswith(f'restrict,command="{command}" ssh-ed25519 ') for line in ours] == [
