@@ -14,14 +14,13 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.largeparts.chain import peer_on, tell, told
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import info_of, make_torrent, parse_info
@@ -30,7 +29,6 @@ from tests.farm.network import Host, shaped_network
 MIB = 1 << 20
 PORT = 6881
 LIMIT_S = 120.0
-ROOT = Path(__file__).parents[2]
 
 
 def measured(options: argparse.Namespace) -> dict[str, object]:
@@ -91,46 +89,19 @@ def _run(
                 "rate_bps": int(rate_mbit * 125_000),
                 "early_ms": early_ms,
             }
-            peers.append(stack.enter_context(_peer(host, json.dumps(asked))))
+            peers.append(stack.enter_context(peer_on(host, __name__, json.dumps(asked))))
         for peer in peers:
-            _told(peer, "listening")
+            told(peer, "listening")
         began_s = time.monotonic()
         for peer in peers:
-            _tell(peer, "begin")
+            tell(peer, "begin")
         if dies:
-            _told(peers[1], "third")
+            told(peers[1], "third")
             peers[1].kill()
         for number, peer in enumerate(peers[1:], start=1):
             if not (dies and number == 1):
-                _told(peer, "done")
+                told(peer, "done")
         return time.monotonic() - began_s
-
-
-@contextlib.contextmanager
-def _peer(host: Host, asked: str) -> Iterator[subprocess.Popen[str]]:
-    command = [*host.prefix, sys.executable, "-m", "benchmarks.largeparts.sizes", asked]
-    peer = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield peer
-    finally:
-        peer.kill()
-        peer.communicate()
-
-
-def _tell(peer: subprocess.Popen[str], word: str) -> None:
-    assert peer.stdin is not None
-    peer.stdin.write(word + "\n")
-    peer.stdin.flush()
-
-
-def _told(peer: subprocess.Popen[str], word: str) -> None:
-    assert peer.stdout is not None
-    for line in peer.stdout:
-        if line.strip() == word:
-            return
-    raise AssertionError(f"a peer ended before it was {word}")
 
 
 async def _serve(asked: dict[str, Any], torrent: bytes) -> None:

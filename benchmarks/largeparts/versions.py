@@ -14,23 +14,21 @@ import contextlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import libtorrent as lt
 
+from benchmarks.largeparts.chain import peer_on, tell, told
 from distrib.swarm.profile import Link, lan_profile
 from distrib.swarm.torrent import document_of, info_of, make_torrent
 from tests.farm.network import Host, shaped_network
 
 MIB = 1 << 20
 PORT = 6881
-ROOT = Path(__file__).parents[2]
 KINDS = ("v1", "v2", "v2_layers")
 
 
@@ -93,38 +91,17 @@ def _run(hosts: list[Host], folder: Path, torrents: tuple[Path, Path], rate_mbit
                 "parent": hosts[number - 1].address if number else "",
                 "rate_bps": int(rate_mbit * 125_000),
             }
-            peers.append(stack.enter_context(_peer(host, json.dumps(asked))))
+            peers.append(stack.enter_context(peer_on(host, __name__, json.dumps(asked))))
         for peer in peers:
-            _told(peer, "listening")
+            told(peer, "listening")
         began_s = time.monotonic()
         for peer in peers:
-            assert peer.stdin is not None
-            peer.stdin.write("begin\n")
-            peer.stdin.flush()
+            tell(peer, "begin")
             # A child of a parent that is not ready would be refused, and come again much later.
-            _told(peer, "opened")
+            told(peer, "opened")
         for peer in peers[1:]:
-            _told(peer, "done")
+            told(peer, "done")
         return time.monotonic() - began_s
-
-
-@contextlib.contextmanager
-def _peer(host: Host, asked: str) -> Iterator[subprocess.Popen[str]]:
-    command = [*host.prefix, sys.executable, "-m", "benchmarks.largeparts.versions", asked]
-    peer = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield peer
-    finally:
-        peer.kill()
-        peer.communicate()
-
-
-def _told(peer: subprocess.Popen[str], word: str) -> None:
-    assert peer.stdout is not None
-    if peer.stdout.readline().strip() != word:
-        raise AssertionError(f"a peer ended before it was {word}")
 
 
 def _serve(asked: dict[str, Any]) -> None:

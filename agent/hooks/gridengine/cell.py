@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from distrib.errors import NodeError, OperatorError, TimedOut, ToolMissing
+from agent.hooks.clients import answered
+from distrib.errors import NodeError, OperatorError
 
-TIMEOUT_S = 30.0
 Kind = Literal["complex", "config", "queue", "host"]
 NONE = "none"
 
@@ -103,24 +101,12 @@ class Qconf:
 
     def _qconf(self, *arguments: str) -> str:
         command = ["qconf", *arguments]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=TIMEOUT_S,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"SGE_SINGLE_LINE": "1", "LC_ALL": "C"},
-            )
-        except FileNotFoundError:
-            raise ToolMissing(
-                "qconf is not there",
-                hint="run this on an admin host of the cell, or with --wrappers-only",
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise TimedOut(f"{' '.join(command)}: no answer", hint="is sge_qmaster up?") from None
+        done = answered(
+            command,
+            missing="run this on an admin host of the cell, or with --wrappers-only",
+            silent="is sge_qmaster up?",
+            environment={"SGE_SINGLE_LINE": "1"},
+        )
         if done.returncode != 0:
             said = " ".join((done.stderr or done.stdout).split())
             if "unable to send message to qmaster" in said or "unable to contact" in said:

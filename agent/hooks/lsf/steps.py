@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agent.hooks.clients import answered
 from agent.hooks.guest_environment import guest_context, guest_environment
 from agent.hooks.lsf.formats import IMAGE_VARIABLE, MEMORY_VARIABLE, memory_mib
 from agent.hooks.lsf.wrappers import STATE
 from agent.hooks.staging import lease_when_here
 from agent.socket.client import ask
-from distrib.errors import DistribError, NodeError, OperatorError, TimedOut, ToolMissing
+from distrib.errors import DistribError, NodeError, OperatorError
 
 SCHEDULER: Final = "lsf"
-TIMEOUT_S: Final = 20.0
 
 REQUEUE, REFUSED = 99, 100
 """Of a job starter: 99 is to be in REQUEUE_EXIT_VALUES."""
@@ -60,20 +59,8 @@ def grant(job: str) -> Grant:
     NodeError."""
     number, _, index = job.partition(".")
     command = ["bjobs", "-noheader", "-o", _FIELDS, f"{number}[{index}]" if index else number]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError:
-        raise ToolMissing("bjobs is not there", hint="hooks lsf install --bindir") from None
-    except subprocess.TimeoutExpired:
-        raise TimedOut("bjobs: no answer", hint="is mbatchd up?") from None
+    missing = "hooks lsf install --bindir"
+    done = answered(command, missing=missing, silent="is mbatchd up?")
     if done.returncode != 0:
         raise NodeError(f"bjobs {job}: {' '.join(done.stderr.split())[:200]}", hint="see bjobs(1)")
     return grant_in(done.stdout)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
 from dataclasses import dataclass
 
-from distrib.errors import NodeError, OperatorError, TimedOut, ToolMissing
+from agent.hooks.clients import answered
+from distrib.errors import NodeError, OperatorError
 
-TIMEOUT_S = 20.0
 _PAIR = re.compile(r"(?:^|\s)(AvailableFeatures|ActiveFeatures)=(\S*)")
 
 _GRANTED = re.compile(r"(?:^|\s)(NumCPUs|MinMemoryNode|MinMemoryCPU)=(\S*)")
@@ -81,21 +79,7 @@ def known_features(active: bool = True) -> frozenset[str]:
 
 def run(*command: str) -> str:
     """The output of a command of Slurm. Raises ToolMissing, TimedOut, OperatorError."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"LC_ALL": "C"},
-        )
-    except FileNotFoundError:
-        raise ToolMissing(f"{command[0]} is not there", hint="are Slurm's clients here?") from None
-    except subprocess.TimeoutExpired:
-        raise TimedOut(f"{command[0]}: no answer", hint="is slurmctld up?") from None
+    done = answered(command, missing="are Slurm's clients here?", silent="is slurmctld up?")
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split())
         raise OperatorError(f"{' '.join(command[:3])}: {said}", hint="see scontrol(1)")
