@@ -185,11 +185,10 @@ def _target(to: str) -> PurePosixPath:
 
 def _find(source: str, images: Path) -> tuple[Path, str | None]:
     """The file that is meant, and its SHA-512 where the site vouches for it."""
-    file = Path(source)
-    if file.is_file() or "/" in source:
-        if not file.is_file():
-            raise NotFound(f"{source}: no such file", hint="name a file, or an image of the site")
+    if _is_readable(file := Path(source)):
         return file, None
+    if "/" in source:
+        raise NotFound(f"{source}: no such file", hint="name a file, or an image of the site")
     with connected() as client:
         found: dict[str, Any] = client.get(path_of("images", source))
     infohash, sha512 = found.get("infohash"), found.get("sha512")
@@ -198,11 +197,22 @@ def _find(source: str, images: Path) -> tuple[Path, str | None]:
     if found["state"] not in USABLE or not infohash or not sha512:
         raise NotFound(f"image {source}: not approved yet", hint="distrib image approve")
     stored = images / str(infohash) / IMAGE_FILE
-    if not stored.is_file():
+    if not _is_readable(stored):
         raise NotFound(
             f"{stored}: not here", hint="push from the head, or name its store with --images"
         )
     return stored, str(sha512)
+
+
+def _is_readable(file: Path) -> bool:
+    """False where there is no such file. Raises NotFound where it is not for us."""
+    try:
+        if not file.is_file():
+            return False
+        with file.open("rb"):
+            return True
+    except OSError as error:
+        raise NotFound(f"{file}: {error.strerror}", hint="as a user who may read it") from None
 
 
 def _sha512(file: Path, *, silent: bool) -> str:

@@ -240,3 +240,18 @@ def test_a_disk_that_changes_what_it_holds_is_named(
     assert status == 8
     assert told["hosts"][0]["error"]["code"] == "digest-mismatch"
     assert not (host.files / "image.raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), [("none.raw", "no such file"), ("x" * 300, "File name too long")]
+)
+def test_a_file_that_cannot_be_read_is_told_in_a_line(
+    tmp_path: Path, key: Path, source: str, says: str
+) -> None:
+    for name in ("known", "hosts"):
+        (tmp_path / name).write_text("" if name == "known" else "wn001\n")
+    files = ["--hosts", f"{tmp_path}/hosts", "--known-hosts", f"{tmp_path}/known"]
+    options = [*files, "--identity", str(key), "--to", "/srv/image.raw"]
+    exits, told = distrib("tsunami", "push", f"{tmp_path}/{source}", *options, check=False)
+    assert exits == 4
+    assert told["error"]["message"].endswith(says)
