@@ -43,7 +43,8 @@ OFFERS_MAX_BYTES = 8 << 20
 """Of each peer, what may wait for its hash; more waits in the SSH window, then at the peer."""
 
 ROOM_S = 0.5
-THREADS_MAX = 64
+# Of each peer that a pull knows one reads; what is asked, and its end, need another for a moment.
+THREADS_MAX = 256
 BAD_MAX = 2
 
 _STRANGE = (HostKeyRefused, SshKeyRefused, MessageInvalid)

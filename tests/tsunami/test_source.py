@@ -8,13 +8,15 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
 
 from agent.cache.file import FileStore
-from agent.pull.pulling import Plan
+from agent.pull.pulling import KNOWN_MAX, Plan
 from agent.pull.source import Source
 from agent.pull.tsunami import SshAccess, TsunamiSource, fetch_layers
 from agent.serving_pieces import key_line
@@ -207,3 +209,50 @@ async def test_what_is_opened_for_a_pull_that_has_ended_is_closed(
     assert left
     connections = [one for one in threading.enumerate() if isinstance(one, paramiko.Transport)]
     assert [one for one in connections if one not in before and one.is_active()] == []
+
+
+@dataclass(frozen=True)
+class FakePeers(SshAccess):
+    """Peers that are not there: each takes a log-in and a subscription, and has nothing to send."""
+
+    pieces: int = 0
+    subscribed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def open(self, peer: Peer, infohash: str) -> Any:
+        return SilentClient(self)
+
+
+class SilentClient:
+    def __init__(self, farm: FakePeers) -> None:
+        self._farm = farm
+        self._closed = threading.Event()
+
+    def open(self, **_: int) -> bytearray:
+        return bytearray(b"\x01" * self._farm.pieces)
+
+    def next(self) -> None:
+        self._closed.wait()
+
+    def subscribe(self, share: bytearray) -> None:
+        self._farm.subscribed.release()
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+async def test_as_many_peers_as_a_pull_knows_are_all_asked_for_pieces(
+    transfer: Transfer, published: Published
+) -> None:
+    many = FakePeers(lambda: pytest.fail("nobody"), USER, pieces=published.info.pieces)
+    peers = tuple(
+        Peer(node=f"wn{n:03}", address=f"192.0.2.{n}", port=1, ssh_port=22)
+        for n in range(KNOWN_MAX)
+    )
+    bringing = asyncio.create_task(TsunamiSource(Plan(peers), many).bring(transfer))
+    try:
+        async with asyncio.timeout(30):
+            for _ in peers:
+                await asyncio.to_thread(many.subscribed.acquire, timeout=30)
+    finally:
+        bringing.cancel()
+        await asyncio.gather(bringing, return_exceptions=True)
