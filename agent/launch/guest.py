@@ -120,7 +120,8 @@ class Guest:
         """Return when the guest has ended, by itself or at a limit: after its job's report as soon
         as QEMU is gone, which the hypervisor may not have seen yet (``destroy``).
 
-        Raises what the hypervisor raises; cancellation leaves the guest running."""
+        Raises what the hypervisor raises, unless the job is done; cancellation leaves the guest
+        running."""
         waiting = asyncio.create_task(
             self._hypervisor.wait(self._domain, soon=self._reported), name="wait"
         )
@@ -134,6 +135,12 @@ class Guest:
                 watching.result()
             await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
             end = waiting.result() if waiting.done() else End.GONE
+        except DistribError as error:
+            if self._outcome.exit_status is None:
+                raise
+            # The job is done, whatever becomes of its machine, which is ended once more.
+            log.warning("guest-not-ended", lease=self._domain.lease, why=error.message)
+            end = End.GONE
         finally:
             for task in tasks:
                 task.cancel()
