@@ -70,20 +70,21 @@ class Ranges:
             await pulled.learn(torrent)
             await sink.complete()
             return
-        bad = 0
+        bad, last = 0, -1
+        # Looked at before each piece: others bring some meanwhile.
         while missing := sink.missing():
-            for index in missing:
-                offset = index * sink.piece_bytes
-                size = min(sink.piece_bytes, sink.size_bytes - offset)
-                if await sink.offer(index, await self._image.read(offset, size)):
-                    continue
-                bad += 1
-                if bad == BAD_MAX:
-                    raise DigestMismatch(
-                        f"{self._image.where}: {bad} pieces failed their hash",
-                        hint="other bytes lie there under this info-hash",
-                        infohash=sink.infohash,
-                    )
+            last = next((index for index in missing if index > last), missing[0])
+            offset = last * sink.piece_bytes
+            size = min(sink.piece_bytes, sink.size_bytes - offset)
+            if await sink.offer(last, await self._image.read(offset, size)):
+                continue
+            bad += 1
+            if bad == BAD_MAX:
+                raise DigestMismatch(
+                    f"{self._image.where}: {bad} pieces failed their hash",
+                    hint="other bytes lie there under this info-hash",
+                    infohash=sink.infohash,
+                )
         await sink.complete()
 
 

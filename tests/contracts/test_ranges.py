@@ -156,6 +156,28 @@ async def test_other_bytes_under_the_name_are_given_up_and_nothing_of_them_is_ke
     assert transfer.done_bytes == 0
 
 
+async def test_what_another_source_brought_meanwhile_is_not_read(
+    store: Path, published: Published, transfer: Transfer
+) -> None:
+    image = MountedImage(store / published.info.infohash)
+    asked = []
+
+    class BesideAnother:
+        where, torrent = image.where, image.torrent
+
+        async def read(self, offset: int, size: int) -> bytes:
+            asked.append(offset)
+            for index in transfer.missing()[1:]:
+                at = index * transfer.piece_bytes
+                rest = min(transfer.piece_bytes, transfer.size_bytes - at)
+                assert await transfer.offer(index, await image.read(at, rest))
+            return await image.read(offset, size)
+
+    async with asyncio.timeout(30):
+        await Ranges("path", BesideAnother()).bring(transfer)
+    assert asked == [0]
+
+
 def as_node(pki: Path, name: str | None) -> AbstractAsyncContextManager[httpx.AsyncClient]:
     context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
     context.check_hostname = False
