@@ -2,8 +2,8 @@
 
 ``GET /images/<infohash>/image.raw`` with one range of at most 16 MiB, and ``image.torrent`` whole.
 Only what the seeder serves on the swarm, and to whom it does: addresses of the inventory. Each
-request's certificate is looked up in the site's CRLs. So many requests at a time, the others hear
-503.
+request's certificate is looked up in the site's CRLs. So many requests at a time, half of them of
+one certificate, the others hear 503.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -48,7 +49,9 @@ class WebSeedSettings(Section):
     port: int = Field(0, ge=0, le=65535, description="TCP port; 0: not served")
     address: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104
     url: str = Field("", description="what nodes are told, if another: ends before `/<infohash>`")
-    requests: int = Field(16, gt=0, description="answered at a time; the others hear 503")
+    requests: int = Field(
+        16, gt=0, description="answered at a time, half of them to one node; the others hear 503"
+    )
 
 
 REFUSED_MAX: Final = 1000
@@ -91,15 +94,19 @@ class WebSeed:
         self._images = images_dir
         self._seeder = seeder
         self._free = requests
+        self._each = -(-requests // 2)
+        self._busy: Counter[bytes] = Counter()
 
     async def __call__(self, scope: Scope, receive: object, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        if self._free <= 0:
+        who: bytes = scope[CERTIFICATE]
+        if self._free <= 0 or self._busy[who] >= self._each:
             await _answer(send, 503, headers=[(b"retry-after", b"1")])
             return
         self._free -= 1
+        self._busy[who] += 1
         try:
             async with asyncio.timeout(self._patience_s):
                 if await self._admits(scope):
@@ -111,6 +118,9 @@ class WebSeed:
             log.warning("slow-client", path=scope["path"])
         finally:
             self._free += 1
+            self._busy[who] -= 1
+            if not self._busy[who]:
+                del self._busy[who]
 
     async def _admits(self, scope: Scope) -> bool:
         """Whether who asks is served; else it is told once why not."""

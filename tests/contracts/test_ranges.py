@@ -316,6 +316,19 @@ async def test_a_client_that_takes_nothing_neither_fills_the_memory_nor_keeps_ot
         "path": f"/images/{infohash}/image.raw",
         "headers": [(b"range", b"bytes=0-%d" % (RANGE_MAX_BYTES - 1))],
     }
+    crowd = WebSeed(tmp_path, serving, certificates=believed, requests=4, patience_s=0.2)
+    first = [asyncio.create_task(crowd(scope, None, takes_nothing)) for _ in range(2)]
+    await stuck.wait()
+    another = (pki / "certs" / "seeder.pem").read_text()
+    for who, status in ((certificate, 503), (another, 206)):
+        said.clear()
+        await crowd(scope | {CERTIFICATE: ssl.PEM_cert_to_DER_cert(who)}, None, reads)
+        assert said[0] == status
+    await asyncio.gather(*first)
+    held = 0
+    stuck.clear()
+    said.clear()
+
     slow = asyncio.create_task(app(scope, None, takes_nothing))
     await stuck.wait()
     assert held < RANGE_MAX_BYTES / 8
