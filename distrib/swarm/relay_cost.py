@@ -18,6 +18,10 @@ HOP_S = 0.040
 FIRST_PIECE_S = 0.65
 """Connections, hashes, and the first piece from the source."""
 
+TREES_START_S = 3.0
+"""What trees cost beside their hops: a node's links to both parents stand later, and each stripe
+ends by itself."""
+
 WIRE = 1.056
 """Bytes on the wire for one byte of an image: headers of Ethernet, IP, TCP, BitTorrent."""
 
@@ -75,11 +79,11 @@ class Terms:
 
 def choose(nodes: int, terms: Terms) -> Shape:
     """The shape for a group of ``nodes``: a chain while it is short enough, else trees where they
-    are shallower."""
+    are sooner done."""
     if not terms.trees or nodes <= terms.chain_hops:
         return Shape.CHAIN
     blocks = -(-nodes // BLOCK_NODES)
-    delay_s = tree_hops(blocks, -(-nodes // blocks)) * terms.tree_hop_s
+    delay_s = TREES_START_S + tree_hops(blocks, -(-nodes // blocks)) * terms.tree_hop_s
     return Shape.TREES if delay_s < nodes * terms.hop_s else Shape.CHAIN
 
 
