@@ -149,6 +149,8 @@ leave() {
 begin() {
     command -v dd >/dev/null 2>&1 && command -v head >/dev/null 2>&1 || fault tool-missing "dd or head"
     [ "$(printf '' | sha512 2>/dev/null | cut -c 1-8)" = cf83e135 ] || fault tool-missing "sha512sum, shasum or openssl"
+    # mv would put the file into it, under another name.
+    [ ! -d "$dest" ] || fault storage-failed "$dest is a directory"
     say "$size $mib" >"$dir/meta" && mkdir -p "$dir/have" || fault storage-failed "$dir cannot be written to"
     if [ ! -f "$dir/part" ] || [ "$(wc -c <"$dir/part")" -ne "$size" ]; then
         rm -rf "$dir/have" "$dir/part"

@@ -255,3 +255,11 @@ def test_a_file_that_cannot_be_read_is_told_in_a_line(
     exits, told = distrib("tsunami", "push", f"{tmp_path}/{source}", *options, check=False)
     assert exits == 4
     assert told["error"]["message"].endswith(says)
+
+
+def test_a_directory_is_not_taken_for_the_file(sshds: Start, image: Path, key: Path) -> None:
+    (host,) = sshds(1)
+    status, told = distrib(*arguments([host], image, key, "push", "--to", str(host.srv)))
+    assert status == 8
+    assert "is a directory" in told["hosts"][0]["error"]["message"]
+    assert list(host.files.iterdir()) == []
