@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 from distrib.bus.messages import ImageReport, Report, State
 
+GIVERS_MAX = 256
+"""Of each node and image, the newest: a node can name others without end."""
+
 _AT_REST = frozenset({State.READY, State.LEASED, State.ABSENT})
 
 
@@ -42,7 +45,10 @@ class Movement:
             for image in report.images:
                 givers = {link.node for link in image.links if link.node and link.download_bps}
                 if image.infohash in after and givers:
-                    fed.setdefault(image.infohash, {}).update(dict.fromkeys(givers, now))
+                    others = fed.get(image.infohash, {}).items()
+                    told = {name: at for name, at in others if name not in givers}
+                    newest = list((told | dict.fromkeys(givers, now)).items())[-GIVERS_MAX:]
+                    fed[image.infohash] = dict(newest)
         else:
             self._moved.pop(report.node, None)
             self._fed.pop(report.node, None)
