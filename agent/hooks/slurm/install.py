@@ -17,6 +17,9 @@ from distrib.errors import Conflict, OperatorError, StorageFailed
 
 BEGIN, END = "# distrib: begin", "# distrib: end"
 _BLOCK = re.compile(rf"(?ms)^{BEGIN}\n.*?^{END}\n")
+_OURS = re.compile(r"-- Written by distrib-agent|-- Slurm's \w+ plugin of distrib\b")
+"""How plugins of ours begin; one that only speaks of distrib, or calls it, is the site's."""
+
 _PARAMETER = re.compile(r"(?mi)^[ \t]*([A-Za-z_]+)[ \t]*=[ \t]*([^#\n]*?)[ \t]*(?:#.*)?$")
 
 
@@ -86,9 +89,9 @@ def install(wish: Wish, *, dry_run: bool) -> list[Path]:
     wanted = {**files(wish), wish.configuration: (conf, 0o644)}
     changed = [file for file, (text, _) in wanted.items() if _present(file) != text]
     for file in changed:
-        there = _present(file)
-        foreign = there is not None and "distrib" not in there
-        if foreign and file.parent == wish.configuration.parent and file != wish.configuration:
+        if file == wish.configuration or (there := _present(file)) is None:
+            continue
+        if not _is_ours(wish, file, there):
             raise Conflict(f"{file} is the site's own", hint="see docs/batch.md, Slurm")
     if not dry_run:
         # slurm.conf last: it names the others, and a prolog that is not there drains its node.
@@ -104,11 +107,17 @@ def remove(wish: Wish, *, dry_run: bool) -> list[Path]:
     if changed and not dry_run:
         _write(wish.configuration, without_block(text), 0o644)
     for file in files(wish):
-        if (there := _present(file)) is not None and ("distrib" in there or "=VM" in there):
+        if (there := _present(file)) is not None and _is_ours(wish, file, there):
             changed.append(file)
             if not dry_run:
                 file.unlink()
     return changed
+
+
+def _is_ours(wish: Wish, file: Path, there: str) -> bool:
+    if file.parent != wish.configuration.parent:
+        return "distrib" in there or "-m agent" in there
+    return there == files(wish)[file][0] or _OURS.match(there) is not None
 
 
 def _read(configuration: Path) -> str:
