@@ -41,8 +41,11 @@ def limited(public_key: str, words: Sequence[str], *, comment: str, authority: b
 def install(file: Path, lines: Sequence[str], *, comment: str) -> None:
     """Have these lines of ours in an ``authorized_keys`` file, and no others of ours.
 
-    Lines of others stay. Raises StorageFailed."""
+    Lines of others stay. Raises StorageFailed; OperatorError for a link, which would become a file
+    that nobody else keeps."""
     try:
+        if file.is_symlink():
+            raise OperatorError(f"{file}: is a link", hint=f"name {file.resolve()} itself")
         # Remarks of others may be in any encoding.
         before = file.read_bytes().decode("utf-8", _AS_IT_IS).split("\n") if file.exists() else []
         if before and not before[-1]:

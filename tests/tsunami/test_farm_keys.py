@@ -143,3 +143,8 @@ def test_a_seeder_admits_the_same_file(tmp_path: Path) -> None:
         True,
         True,
     ]
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    told = ask(*serve[:-1], link, "--install", keys.admitted, exits=2)
+    assert "is a link" in told["error"]["message"]
+    assert link.is_symlink()
