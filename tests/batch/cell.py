@@ -96,11 +96,19 @@ su -s /bin/sh -c "$init {ROOT} default {SPOOL}/spooldb sgeadmin" sgeadmin
         self.master.path("/tmp/exechost").write_text(template.format(host.name))
         self.admin("qconf", "-Ae", "/tmp/exechost")
         self.nodes.append(host)
+        self._own_groups(host)
         if len(self.nodes) == 1:
             self._add_queue(slots)
         else:
             self.admin("qconf", "-aattr", "queue", "hostlist", host.name, QUEUE)
         self.start_execd(host)
+
+    def _own_groups(self, host: BedHost) -> None:
+        """When a job ends, whatever has its group is killed: all hosts are one kernel here."""
+        first = 20000 + 1000 * len(self.nodes)
+        file = f"/tmp/{host.name}"
+        self.master.path(file).write_text(f"gid_range {first}-{first + 99}\n")
+        self.admin("qconf", "-Aconf", file)
 
     def _add_queue(self, slots: int) -> None:
         text = self.admin("sh", "-c", "EDITOR=cat qconf -aq virt 2>/dev/null || :").stdout
