@@ -185,7 +185,9 @@ def track(
             rack = 0 if racks == 1 or number <= nodes // 2 else 1
             host = net.add_host(rate_mbit=link_mbit, rack=rack)
             swarm = {"link_bps": int(rate_mbit * 125_000)}
-            farm.add_node(f"wn{number}", host, swarm=swarm, rack=f"R{rack + 1}")
+            # The images of all rounds.
+            cache = {"capacity_bytes": max(1 << 30, 8 * size_mb * MIB)}
+            farm.add_node(f"wn{number}", host, swarm=swarm, cache=cache, rack=f"R{rack + 1}")
         for node in farm.nodes.values():
             node.start()
         running = Track(farm, net, rate_mbit, size_mb * MIB, directory)
