@@ -179,6 +179,16 @@ class Rollouts:
             session.delete(session.get_one(Node, name))
 
 
+class FarmCaps:
+    """Stands in for the farm map: the caps that a story says."""
+
+    def __init__(self) -> None:
+        self.caps: Document = {}
+
+    def view(self) -> Document:
+        return {"caps": self.caps, "set_at_run_time": [], "foreign": []}
+
+
 @dataclass
 class Head:
     """One head: call its services directly, or its API over TLS once it serves."""
@@ -276,7 +286,7 @@ def open_head(
         database=database,
         catalogue=catalogue,
         rollouts=rollouts,
-        farm=None,
+        farm=FarmCaps(),
         clock=clock,
         handlers=(HandlerSettings(name="glance", command="true"),),
     )
