@@ -32,7 +32,7 @@ def _peers(peers: tuple[RelayPeer, ...]) -> tuple[Peer, ...]:
 
 
 def planned(members: Mapping[str, Member], seeder: Member) -> Mapping[str, Links]:
-    """What the planner tells each node, where depth counts for everything."""
+    """What the planner tells each node, where depth counts for everything, a start for nothing."""
     terms = Terms(size_bytes=IMAGE_BYTES, piece_bytes=PIECE_BYTES, trees=True)
     layout = lay_out((), members, [seeder], terms)
     assert [group.shape for group in layout] == [Shape.TREES]
@@ -84,6 +84,7 @@ async def test_all_bytes_arrive_over_trees_although_who_feeds_two_vanishes_half_
     tmp_path: Path, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_cost, "DELAY_FLOOR_S", 0.0)
+    monkeypatch.setattr(relay_cost, "TREES_START_S", 0.0)
     members = {
         f"wn{number}": Member(
             f"wn{number}",

@@ -19,7 +19,7 @@ SECOND = Member("seeder2", "192.0.2.251", 6881, has_all=True, progress=1.0)
 
 GIGABIT = 125_000_000
 #: Pieces so large that a chain may have two hops; more become trees.
-SHALLOW = Terms(200_000_000, 64 << 20, GIGABIT, trees=True)
+SHALLOW = Terms(200_000_000, 64 << 20, GIGABIT // 10, trees=True)
 #: 10 GB: chains of up to a hundred.
 TEN_GB = Terms(10_000_000_000, 256 * 1024, GIGABIT, trees=True)
 
