@@ -170,4 +170,5 @@ def _looks(client: ApiClient, path: str) -> Iterator[dict[str, Any]]:
 
 
 def _goes_on(row: dict[str, Any]) -> bool:
-    return row["awaits"] in {"checks", "admission"}
+    # The file was sent: while it moves on, the row may be older than the folder.
+    return row["state"] == "expected" or row["awaits"] in {"checks", "admission"}
