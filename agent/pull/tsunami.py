@@ -312,13 +312,14 @@ class TsunamiSource:
             self._spawn(self._subscribe(session, share), "subscribe")
 
     async def _subscribe(self, session: _Session, share: bytearray) -> None:
-        if session.client is not None:
+        # The session may be let go meanwhile.
+        if (client := session.client) is not None:
             with contextlib.suppress(NetworkError):
-                await self._in_thread(session.client.subscribe, share)
+                await self._in_thread(client.subscribe, share)
                 # Sent before, and bad: nobody else has it.
                 for index in [one for one in session.spoilt if share[one]]:
                     session.spoilt.discard(index)
-                    await self._in_thread(session.client.get, index, 1)
+                    await self._in_thread(client.get, index, 1)
 
     def _open(self) -> list[_Session]:
         return [one for one in self._sessions.values() if one.client and one.have]
