@@ -20,7 +20,7 @@ from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.memory import give_back
 from agent.pull.further import Means
 from agent.pull.parts import PullParts
-from agent.pull.pulling import Plan
+from agent.pull.pulling import Opening, Plan
 from agent.pull.running import RunningPull
 from agent.seeding import Seeding, is_told_in_stripes
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
@@ -246,7 +246,7 @@ class Puller:
             parts=self._parts,
             plan=_plan(wanted),
             caps=self._caps(wanted),
-            children=wanted.children,
+            opening=Opening(wanted.children, wanted.opens_after_ms / 1000),
             deadline_s=self._deadline_s(wanted),
             means=_means(wanted),
         )

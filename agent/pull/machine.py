@@ -173,7 +173,10 @@ def on_probe(state: Pulling, peer: Peer, answer: Answer, *, now_s: float) -> Ste
     if peer not in state.current or state.stage is Stage.EVERYBODY:
         return state, ()
     if answer is Answer.TAKES:
-        return replace(state, misses={**state.misses, peer.address: 0}), ()
+        state = replace(state, misses={**state.misses, peer.address: 0})
+        # It had not begun yet, or each of the two has closed what the other opened just then.
+        again = () if peer.address in state.samples else (Ask((peer,)),)
+        return replace(state, dialled_s=now_s) if again else state, again
     heard_s = state.heard_from.get(peer.address, -HEARD_S)
     if peer.address in state.samples and now_s - heard_s < HEARD_S:
         return state, ()

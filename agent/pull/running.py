@@ -21,12 +21,12 @@ from agent.pull.delta import Run
 from agent.pull.further import Further, Means, Pulled
 from agent.pull.parts import PullParts
 from agent.pull.pull import Pull
-from agent.pull.pulling import Plan
+from agent.pull.pulling import Opening, Plan
 from agent.pull.resume import Resume
 from agent.pull.source import Source
 from agent.pull.stripes import STRIPES, Store, Striped, close, second_of, unwanted_of
 from agent.pull.swarm import SwarmSource
-from distrib.bus.messages import Caps, GrantTokens, NodeReason, Peer, State, TokensWanted
+from distrib.bus.messages import Caps, GrantTokens, NodeReason, State, TokensWanted
 from distrib.errors import DigestMismatch, DistribError, NoSpace, StorageFailed, TimedOut
 from distrib.swarm.pieces import check_volume
 from distrib.swarm.session import SwarmSession
@@ -55,11 +55,10 @@ class RunningPull:
         parts: PullParts,
         plan: Plan,
         caps: Caps,
-        children: Sequence[Peer] = (),
+        opening: Opening | None = None,
         deadline_s: float | None = None,
         means: Means | None = None,
     ) -> None:
-        """``children`` fetch from this node."""
         self.image = image
         self.transfer: Store | None = None
         self.pull: Pull | None = None
@@ -69,7 +68,7 @@ class RunningPull:
         self._plan = plan
         self._means = means or Means(plan)
         self.brought, self.bad_peers = Counter[str](), Counter[str]()
-        self._children = children
+        self._opening = opening or Opening()
         self._caps = caps
         self._deadline_s = deadline_s
         self._swarm: tuple[SwarmSource, ...] = ()
@@ -95,8 +94,7 @@ class RunningPull:
         return further if any(further) else self._swarm_standing()
 
     def _swarm_standing(self) -> tuple[NodeReason | None, str]:
-        found = [(one.reason, one.text) for one in self._swarm if one.reason is not None]
-        return found[0] if found else (None, "")
+        return next(((one.reason, one.text) for one in self._swarm if one.reason), (None, ""))
 
     @property
     def by_transport(self) -> dict[str, int]:
@@ -263,6 +261,8 @@ class RunningPull:
         self._reshape.clear()
         self._reopen.clear()
         known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
+        await asyncio.sleep(self._opening.after_s)
+        self._opening = replace(self._opening, after_s=0.0)
         have = resumed.have if resumed else None
         plans = [self._plan.of_stripe(i) for i in range(STRIPES)] if self._striped else [self._plan]
         transfers = []
@@ -383,7 +383,7 @@ class RunningPull:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and
         would come again only after a second."""
         # Which of the children take which stripe is not said: dialled, they would take both.
-        children = () if self._striped else self._children
+        children = () if self._striped else self._opening.children
         peers = (*plan.parents, *children) if self._swarming else ()
         return [(peer.address, peer.port) for peer in peers]
 

@@ -7,6 +7,8 @@ import contextlib
 import errno
 from collections.abc import Callable
 
+import structlog
+
 from agent.pull import machine
 from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe
 from agent.pull.source import PieceSink
@@ -22,7 +24,13 @@ from distrib.swarm.events import (
 )
 from distrib.swarm.transfer import Transfer
 
+log = structlog.get_logger(__name__)
+
 TICK_S = 0.2
+
+DIAL_S = 2.5
+"""A peer that was dialled is not dialled anew before: libtorrent connects once a second, and the
+connection that it is just making would be undone. What has failed is known at once."""
 
 PROBE_LIMIT_S = 0.5
 """A host that has not taken a connection by then does not answer: in a LAN it takes milliseconds,
@@ -48,9 +56,11 @@ class SwarmSource:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._transfer = transfer
+        # Who was dialled as the transfer was opened may be lost before ``bring`` begins.
+        transfer.watched = True
         self._on_parent_lost = on_parent_lost
         self._changed = changed
-        self._dialled: set[str] = set()
+        self._dialled: dict[str, float] = {}
         self._probes: dict[Peer, asyncio.Task[None]] = {}
         now_s = asyncio.get_running_loop().time()
         self._state, self._first = machine.start(plan, now_s=now_s, deadline_s=deadline_s)
@@ -74,7 +84,6 @@ class SwarmSource:
         """See ``Source.bring``. Raises StorageFailed, NoSpace or TimedOut."""
         if sink.infohash != self._transfer.infohash:
             raise NodeError(f"swarm: {sink.infohash[:12]} is another torrent", hint="a bug")
-        self._transfer.watched = True
         try:
             await self._until_complete()
         finally:
@@ -111,6 +120,8 @@ class SwarmSource:
             case PeersSampled(peers):
                 self._step(machine.on_sample(self._state, peers, now_s=now_s))
             case PeerDown(address, _):
+                if address in self._dialled:
+                    self._dialled[address] = -DIAL_S
                 self._step(machine.on_peer_down(self._state, address, now_s=now_s))
             case PeerBanned(address):
                 self._step(machine.on_banned(self._state, address, now_s=now_s))
@@ -128,13 +139,14 @@ class SwarmSource:
 
     def _act(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
+            log.debug("relay-effect", infohash=self._transfer.infohash[:12], effect=str(effect))
             match effect:
                 case Ask(peers):
                     for peer in peers:
                         self._dial(peer)
                 case Leave(peers):
                     for peer in peers:
-                        self._dialled.discard(peer.address)
+                        self._dialled.pop(peer.address, None)
                         self._transfer.leave(peer.address)
                 case Probe(peer):
                     if peer not in self._probes:
@@ -147,12 +159,15 @@ class SwarmSource:
                     raise TimedOut(text, hint="start the rollout again with more time")
 
     def _dial(self, peer: Peer) -> None:
+        now_s, dialled_s = self._now_s(), self._dialled.get(peer.address)
         if peer.address in self._transfer.peers:
             return
-        if peer.address in self._dialled:
+        if dialled_s is not None:
+            if now_s - dialled_s < DIAL_S:
+                return
             # libtorrent waits a minute before it tries a peer again that it still knows.
             self._transfer.leave(peer.address)
-        self._dialled.add(peer.address)
+        self._dialled[peer.address] = now_s
         self._transfer.connect(peer.address, peer.port)
 
     async def _probe(self, peer: Peer) -> None:

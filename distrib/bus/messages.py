@@ -85,7 +85,6 @@ class NodeReason(StrEnum):
 
 class Peer(Model):
     """Where a node or seeder answers to BitTorrent, and to SSH where it may be asked so.
-
     ``host_keys``: of its sshd, as in known_hosts without the host ("ssh-ed25519 AAAA...")."""
 
     node: NodeName
@@ -155,6 +154,7 @@ class DesiredImage(Model):
     fallbacks: Peers = ()
     neighbours: Peers = ()
     children: Peers = ()
+    opens_after_ms: Annotated[int, Field(ge=0, le=10_000)] = 0
     stripes: Annotated[int, Field(ge=1, le=2)] = 1
     web_seeds: Annotated[tuple[Url, ...], Field(max_length=8)] = ()
     caps: Caps = Caps()

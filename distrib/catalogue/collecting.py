@@ -82,13 +82,17 @@ class Collector:
                     self._woken.clear()
                     for row in await self._to_do():
                         name = image_name(row)
-                        if len(self._busy) < self._settings.downloads and name not in self._busy:
+                        if len(self._busy) < self._settings.downloads and self._is_free(name):
                             self._busy[name] = group.create_task(self._one(row), name=name)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_S):
                             await self._woken.wait()
         finally:
             self._loop = None
+
+    def _is_free(self, name: str) -> bool:
+        # An upload may be looked into for minutes: it is not to be tried for all the while.
+        return name not in self._busy and not self._quarantine.in_hand(name)
 
     async def _to_do(self) -> list[Image]:
         try:
@@ -137,21 +141,23 @@ class Collector:
         if not await asyncio.to_thread((folder / ENDORSED_FILE).exists):
             access = await asyncio.to_thread(self._access, row)
             try:
-                await self._download.fetch(
-                    row, folder, access=access, progress=self._progress_of(row)
-                )
-            except Conflict:
-                # Nobody wants it from there any more: what has come of it is of no use.
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+                await self._fetch(row, folder, access)
             except ImageError as error:
                 await asyncio.to_thread(
                     self._preparation.note_refusal, image_name(row), error, ACTOR
                 )
                 raise
-            finally:
-                await asyncio.to_thread(_drop_if_empty, folder)
         return await self._preparation.prepare(row, actor=ACTOR)
+
+    async def _fetch(self, row: Image, folder: Path, access: Access) -> None:
+        try:
+            await self._download.fetch(row, folder, access=access, progress=self._progress_of(row))
+        except Conflict:
+            # Nobody wants it from there any more: what has come of it is of no use.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            await asyncio.to_thread(_drop_if_empty, folder)
 
     def _access(self, row: Image) -> Access:
         """What the subscription of the image's list has been given."""

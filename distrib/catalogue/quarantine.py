@@ -92,6 +92,11 @@ class Quarantine:
                 self._busy.discard(name)
                 self._turn.notify_all()
 
+    def in_hand(self, name: str) -> bool:
+        """Whether somebody is ``alone`` with an image version at this moment."""
+        with self._turn:
+            return name in self._busy
+
     def recover(self) -> None:
         """After a start: drop half-received and half-converted files, expect again what is gone.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from statistics import median_low
 
 import structlog
 
@@ -42,8 +41,12 @@ LOOK_REPORTS = 0.4
 FRESH_REPORTS = 1.8
 """A report is not news any more after so many others should have come."""
 
+SETTLE_S = 2.5
+"""Whose peers have changed is not judged for so long: libtorrent connects once a second, and what
+has to be asked for anew takes its time."""
+
 METER_PIECES = 8
-"""So many pieces have to come between two reports, or what came says nothing of the rate."""
+"""So many pieces should come between two reports, or what comes says nothing of the rate."""
 
 
 class Planner:
@@ -56,6 +59,8 @@ class Planner:
         self._links: dict[str, Mapping[str, Links]] = {}
         self._paces: dict[str, Pace] = {}
         self._meters: dict[str, dict[str, Meter]] = {}
+        self._unsettled: dict[str, set[str]] = {}
+        self._settled_s: dict[str, dict[str, float]] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
         self._complaints: dict[tuple[str, str], list[datetime]] = {}
         self._looked_at = datetime.min.replace(tzinfo=UTC)
@@ -94,16 +99,21 @@ class Planner:
         self._layouts[infohash], self._plans[infohash] = layout, plan
         self._links[infohash] = links
         # In a block that is as it was they are the very same.
-        return {
+        changed = {
             node
             for node, own in links.items()
             if (known := before.get(node)) is not own and known != own
         }
+        parents = {node for node in changed if _parents(before.get(node)) != _parents(links[node])}
+        self._unsettled.setdefault(infohash, set()).update(parents)
+        return changed
 
     def drop(self, infohash: str) -> None:
         """Nobody wants the torrent any more."""
         for kept in (self._layouts, self._plans, self._links, self._paces, self._meters):
             kept.pop(infohash, None)
+        self._unsettled.pop(infohash, None)
+        self._settled_s.pop(infohash, None)
         for by_node in (self._demoted_at, self._complaints):
             for key in [key for key in by_node if key[0] == infohash]:
                 del by_node[key]
@@ -127,6 +137,7 @@ class Planner:
         told = [peer.node for peer in self.links(child, infohash).parents]
         if parent not in told:
             return False
+        self._unsettled.setdefault(infohash, set()).add(child)
         spoils = lost.reason is NodeReason.HASH_FAILED
         if not spoils and {parent, child} <= self._fleet.inventory.keys():
             has = self._fleet.member(parent, infohash).progress
@@ -174,6 +185,7 @@ class Planner:
     def _pulls(self, infohash: str, now_s: float, interval_s: float) -> dict[str, Pull]:
         """Who fetches, and how fast: what came between two reports, where that says something."""
         before, meters = self._meters.get(infohash, {}), dict[str, Meter]()
+        settled_s = self._settle(infohash, now_s)
         fetching = {}
         for node in self._plans[infohash].links:
             held = self._fleet.held(node, infohash)
@@ -183,25 +195,37 @@ class Planner:
             if not held.copied_bytes:
                 fetching[node] = held
                 sent_at_s = self._fleet.reports[node].sent_at.timestamp()
-                known = before.get(node, Meter(held.bytes_done, sent_at_s, now_s))
+                begun = Meter(held.bytes_done, sent_at_s, now_s)
+                known = begun if node in settled_s else before.get(node, begun)
                 meters[node] = known.read(held.bytes_done, sent_at_s, now_s=now_s)
         self._meters[infohash] = meters
-        usual_bps = median_low(
-            [_rate_bps(meters[node], held) for node, held in fetching.items()] or [0]
-        )
+        rates = {node: _rate_bps(meters[node], held) for node, held in fetching.items()}
+        best_bps = max(rates.values(), default=0)
         pulls = {}
         for node, held in fetching.items():
             links, meter = self._plans[infohash].links[node], meters[node]
-            enough = usual_bps * METER_S >= METER_PIECES * piece_bytes_for(held.bytes_total)
+            parents = _parents(links)
+            # The median would not do: a node that is slow early in a line slows most of all others.
+            due_bps = min((rates.get(parent, best_bps) for parent in parents), default=0)
+            pieces_bytes = METER_PIECES * piece_bytes_for(held.bytes_total)
+            enough = max(due_bps, rates[node]) * METER_S >= pieces_bytes
             new = now_s - meter.heard_s <= FRESH_REPORTS * interval_s
             metered = meter.rate_bps if enough and new else None
             pulls[node] = Pull(
                 rate_bps=held.rate_bps if metered is None else metered,
                 progress=held.bytes_done / held.bytes_total,
-                parents=tuple(dict.fromkeys(peer.node for peer in links.parents)),
+                parents=parents,
+                settling=node in settled_s,
                 metered_at_s=None if metered is None else meter.sent_at_s,
             )
         return pulls
+
+    def _settle(self, infohash: str, now_s: float) -> Mapping[str, float]:
+        """Whose peers have changed so lately that its rate says nothing, and until when."""
+        until_s = {n: s for n, s in self._settled_s.get(infohash, {}).items() if s > now_s}
+        until_s |= dict.fromkeys(self._unsettled.pop(infohash, ()), now_s + SETTLE_S)
+        self._settled_s[infohash] = until_s
+        return until_s
 
     def _is_movable(self, infohash: str, node: str, *, now: datetime) -> bool:
         last = self._demoted_at.get((infohash, node))
@@ -218,6 +242,10 @@ class Planner:
         self._demoted_at[infohash, node] = now
         self._layouts[infohash] = moved
         return True
+
+
+def _parents(links: Links | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(peer.node for peer in links.parents)) if links else ()
 
 
 def _rate_bps(meter: Meter, held: ImageReport) -> int:

@@ -21,6 +21,10 @@ from distrib.swarm.relay_groups import Block, Group, Layout
 from distrib.swarm.relay_peers import Links, Member, RelayPeer
 from distrib.swarm.relay_trees import STRIPES, block_parent, block_shape, exits
 
+OPENS_LATER_MS = 120
+"""Every second node of a chain opens so much later than the others: the two sides of a link get
+their orders in the same tens of milliseconds, and each closes what the other opened just then."""
+
 MAX_NEIGHBOURS = 8
 MAX_FALLBACK_SEEDERS = 2
 
@@ -98,10 +102,12 @@ class _Work:
         striped = group.under in self._striped
         if striped:
             self._striped.add(group.key)
+        begun = 0
         for place, block in enumerate(group.blocks):
             rows = self._rows(block, striped=striped)
             after = group.blocks[place + 1].nodes[:1] if place + 1 < len(group.blocks) else ()
-            self._add_block(group, place, rows, entry, below=self._peers_of(after))
+            self._add_block(group, place, rows, entry, below=self._peers_of(after), begun=begun)
+            begun += len(block.nodes)
             above = tuple(row[-2] for row in rows) if len(block.nodes) > 1 else entry[0]
             entry = (tuple(row[-1] for row in rows), above)
         self._ends[group.key] = entry
@@ -173,12 +179,13 @@ class _Work:
         entry: Entry,
         *,
         below: Peers = (),
+        begun: int = 0,
     ) -> None:
         key = (group.shape, place % 2, rows, entry, below, self._seeder_peers)
         known = self._before.blocks.get((group.key, place))
         if known is None or known.key != key:
             if group.shape is Shape.CHAIN:
-                links = _chain_links(rows, entry, below, self._seeder_peers)
+                links = _chain_links(rows, entry, below, self._seeder_peers, begun=begun)
             else:
                 links = _tree_links(rows, place % 2, entry[0], self._seeder_peers)
             known = PlannedBlock(key, links)
@@ -195,8 +202,9 @@ class _Work:
 
 
 def _chain_links(
-    rows: tuple[Peers, ...], entry: Entry, below: Peers, seeders: Peers
+    rows: tuple[Peers, ...], entry: Entry, below: Peers, seeders: Peers, *, begun: int
 ) -> dict[str, Links]:
+    """``begun`` nodes of the chain come before these."""
     links = {}
     row = rows[0]
     for place, peer in enumerate(row):
@@ -209,7 +217,8 @@ def _chain_links(
         near = _near(row, place, taken, behind=2)
         # Where there are stripes a node has a port for each, and a child needs the right one.
         children = (row[place + 1 : place + 2] or below) if len(rows) == 1 else ()
-        links[peer.node] = Links(parents, fallbacks, near, len(rows), children)
+        later_ms = OPENS_LATER_MS if len(rows) == 1 and (begun + place) % 2 else 0
+        links[peer.node] = Links(parents, fallbacks, near, len(rows), children, later_ms)
     return links
 
 

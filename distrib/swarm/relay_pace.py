@@ -7,6 +7,8 @@
 - Who gets less than FAR_BELOW, by what it and its parents have received between reports that are
   fresh, is *far* behind; its next report that says so too is enough. A parent that is silent
   itself (dead, dark) accuses nobody so quickly: its child is about to leave it.
+- Who gets nothing at all is not far behind but cut off, which its own agent mends. And a node whose
+  peers have just become others is left alone until its connections stand.
 - What a node reports is a claim: by lying it can move itself, or its parent, to the end of the
   line; children's complaints (``parent-lost``) count beside it.
 """
@@ -38,6 +40,9 @@ class Pull:
     rate_bps: int
     progress: float
     parents: tuple[str, ...]
+    settling: bool = False
+    """Its peers are others since a moment ago."""
+
     metered_at_s: float | None = None
     """The rate is what was received between two reports, of which this is the time of the last, by
     the node's clock; None when there is no such rate, or it is no news any more."""
@@ -93,13 +98,15 @@ def judge(
     far = {}
     sure = set()
     for name, pull in pulls.items():
+        if pull.settling:
+            continue
         since = pace.behind_since_s.get(name)
         share = ABOVE if since is not None else BELOW
         if _is_behind(pull, pulls, middle, share):
             behind[name] = now_s if since is None else since
             above = [pulls[parent] for parent in pull.parents if parent in pulls]
             fresh = all(parent.metered_at_s is not None for parent in above)
-            if pull.metered_at_s is None or not fresh:
+            if pull.metered_at_s is None or not fresh or pull.rate_bps == 0:
                 continue
             if _is_behind(pull, pulls, middle, FAR_BELOW):
                 far[name] = pace.far_since_s.get(name, pull.metered_at_s)

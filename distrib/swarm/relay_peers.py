@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class Links:
 
     With ``stripes`` 2, ``parents[i]`` feeds the pieces whose index leaves i when divided by 2.
     ``children`` are told in chains: both sides of a link connect, so that it stands once both can.
+    ``opens_after_ms`` keeps the two from doing it in the same moment, when neither link would stand
+    (docs/decisions/0045-crossing.md); a node that has begun is not told anew for it.
     """
 
     parents: tuple[RelayPeer, ...] = ()
@@ -65,3 +67,4 @@ class Links:
     neighbours: tuple[RelayPeer, ...] = ()
     stripes: int = 1
     children: tuple[RelayPeer, ...] = ()
+    opens_after_ms: int = field(default=0, compare=False)

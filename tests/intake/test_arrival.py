@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from distrib.catalogue.examination import ChecksNotPassed
-from distrib.db.models import ImageState
+from distrib.db.models import Image, ImageState
 from distrib.inspection.sandbox import THROW_AWAY_UID
 from tests.head.stories import WORKER, image_bytes
 from tests.intake.disks import CLEAN, MIB, SSH_KEY, converted, ext4, partitioned
-from tests.intake.stories import Shelf, Site, audit_details
+from tests.intake.stories import REF, Shelf, Site, audit_details
 from tests.subscriptions.server import Request, head
 
 CONTENT = image_bytes(7, 3 * MIB)
@@ -356,3 +357,20 @@ def test_a_site_may_refuse_what_its_checks_did_not_pass(site: Site, tmp_path: Pa
     assert approved["checks_not_passed"] == {"authorized-keys": "fail"}
     assert approved["force"] == "for the training"
     assert site.row().state == "approved"
+
+
+def test_what_somebody_has_in_hand_is_not_tried_for_again_and_again(site: Site) -> None:
+    site.server.answers["/worker"] = Shelf(CONTENT)
+    site.announce(CONTENT)
+    looks = 0
+
+    def passed(_: Image) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 10
+
+    with site.head.catalogue.quarantine.alone(REF), capture_logs() as told:
+        assert site.collect(passed).state == "expected"
+
+    assert [one["event"] for one in told if one.get("image") == REF] == []
+    assert site.collect().state == "quarantined"

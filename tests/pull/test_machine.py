@@ -173,6 +173,15 @@ def test_a_parent_that_is_not_ready_yet_is_dialled_again_for_four_seconds() -> N
     assert story.state.current == (GRANDPARENT,)
 
 
+def test_a_parent_whose_connection_is_lost_is_dialled_again_at_once_if_it_is_there() -> None:
+    story = Story()
+    story.fed_by(PARENT)
+    assert Ask((PARENT,)) in story.down(PARENT, Answer.TAKES)
+    story.fed_by(PARENT, for_s=0.6)
+    effects = story.down(GRANDPARENT, Answer.TAKES)
+    assert not effects
+
+
 def test_fallbacks_are_asked_one_after_another_and_then_everybody() -> None:
     story = Story()
     story.fed_by(PARENT)

@@ -7,7 +7,7 @@ and signatures are the real ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -185,6 +185,7 @@ async def test_one_old_agent_makes_it_a_chain(make_farm: MakeFarm) -> None:
     ("usual_bps", "seconds_to_wait"),
     [
         pytest.param(100_000_000, range(2, 3), id="by-what-came-between-reports"),
+        pytest.param(8_000_000, range(2, 3), id="although-few-pieces-come-to-most"),
         pytest.param(2_500_000, range(6, 9), id="by-the-mean-where-few-pieces-come"),
     ],
 )
@@ -196,20 +197,44 @@ async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(
         farm.say(name)
     await farm.settle()
     assert farm.parents("wn0006") == ["wn0005"]
-    told: set[str] = set()
-    seconds = 0
-    while not told:
-        assert seconds <= seconds_to_wait[-1]
-        for n, name in enumerate(farm.names):
-            rate_bps = usual_bps // 4 if n >= 5 else usual_bps
-            farm.report(name, rate_bps=rate_bps, bytes_done=seconds * rate_bps)
+    done = dict.fromkeys(farm.names, 0)
+
+    async def a_second_at(rates_bps: Mapping[str, int]) -> set[str]:
+        for name, rate_bps in rates_bps.items():
+            done[name] += rate_bps
+            farm.report(name, rate_bps=rate_bps, bytes_done=done[name])
         farm.state.time_passed()
         told = await farm.settle()
         farm.now += timedelta(seconds=1)
+        return told
+
+    usual = dict.fromkeys(farm.names, usual_bps)
+    for _ in range(4):
+        assert not await a_second_at(usual)
+    slow = usual | dict.fromkeys(farm.names[5:], usual_bps // 4)
+    seconds = 1
+    while not await a_second_at(slow):
         seconds += 1
-    assert seconds - 1 in seconds_to_wait
+    assert seconds in seconds_to_wait
     assert farm.parents("wn0006") == ["wn0004"]
     assert farm.parents("wn0005") == ["wn0015"]
+    # Until its new connection carries something, its child is not taken for slow itself.
+    for rate_bps in (0, usual_bps // 5, usual_bps // 5):
+        assert not await a_second_at(usual | {"wn0006": rate_bps})
+
+
+async def test_who_gets_nothing_at_first_is_not_taken_for_slow(make_farm: MakeFarm) -> None:
+    farm = make_farm(16)
+    for name in farm.names:
+        farm.say(name)
+    await farm.settle()
+    for second in range(5):
+        for n, name in enumerate(farm.names):
+            rate_bps = 0 if n >= 5 else 100_000_000
+            farm.report(name, rate_bps=rate_bps, bytes_done=second * rate_bps)
+        farm.state.time_passed()
+        assert not await farm.settle()
+        farm.now += timedelta(seconds=1)
 
 
 async def test_who_makes_way_for_a_job_keeps_its_place(make_farm: MakeFarm) -> None:
