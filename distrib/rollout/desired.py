@@ -18,7 +18,7 @@ from distrib.errors import DistribError
 from distrib.swarm.relay_peers import Links, RelayPeer
 from distrib.trust.envelope import key_id, open_envelope, seal
 
-MIN_REPORT_INTERVAL_S = 1.0
+MIN_REPORT_INTERVAL_S = 0.5
 REPORTS_PER_SECOND = 500
 
 

@@ -23,7 +23,7 @@ BELOW = 0.6
 ABOVE = 0.75
 FAR_BELOW = 0.4
 HOLD_S = 6.0
-METER_S = 0.8
+METER_S = 0.4
 """Reports that are nearer to each other than that are taken together."""
 
 FAR_HOLD_S = METER_S - 0.1
