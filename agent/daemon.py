@@ -303,11 +303,19 @@ class Agent:
         self._news.before_evict(infohash)
 
     def _on_parent_lost(self, infohash: str, lost: ParentGone) -> None:
+        now_from = lost.now_from.node if lost.now_from else ""
+        log.info(
+            "parent-lost",
+            infohash=infohash,
+            parent=lost.parent.node,
+            why=lost.reason,
+            now_from=now_from,
+        )
         self._reporter.request(
             ParentLost(
                 infohash=infohash,
                 parent=lost.parent.node,
-                now_from=lost.now_from.node if lost.now_from else None,
+                now_from=now_from or None,
                 reason=lost.reason,
             )
         )

@@ -18,9 +18,9 @@ import structlog
 from agent.authority import Authority
 from agent.cache.records import UNDER_WAY, ImageVersion, VolumeRecord
 from agent.memory import give_back
-from agent.pull.further import Means
+from agent.pull.further import means_of, plan_of
 from agent.pull.parts import PullParts
-from agent.pull.pulling import Opening, Plan
+from agent.pull.pulling import Plan
 from agent.pull.running import RunningPull
 from agent.seeding import Seeding, is_told_in_stripes
 from distrib.bus.messages import Caps, DesiredImage, NodeReason, Orders, State
@@ -216,8 +216,8 @@ class Puller:
             return
         pull = self.pulls.get(wanted.infohash)
         if pull is not None:
-            pull.use(_means(wanted))
-            pull.follow(_plan(wanted), self._caps(wanted), self._deadline_s(wanted))
+            pull.use(means_of(wanted))
+            pull.follow(plan_of(wanted), self._caps(wanted), self._deadline_s(wanted))
             return
         record = await self._desire(wanted, image)
         await self._let_evicted_go()
@@ -244,11 +244,10 @@ class Puller:
             info,
             raw,
             parts=self._parts,
-            plan=_plan(wanted),
+            plan=plan_of(wanted),
             caps=self._caps(wanted),
-            opening=Opening(wanted.children, wanted.opens_after_ms / 1000),
             deadline_s=self._deadline_s(wanted),
-            means=_means(wanted),
+            means=means_of(wanted),
         )
         self.pulls[wanted.infohash] = pull
         self._tasks[wanted.infohash] = asyncio.create_task(
@@ -385,14 +384,6 @@ class Puller:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(*tasks, return_exceptions=True)
         await self.seeding.close_all()
-
-
-def _plan(wanted: DesiredImage) -> Plan:
-    return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours, wanted.stripes)
-
-
-def _means(wanted: DesiredImage) -> Means:
-    return Means(_plan(wanted), wanted.transport, wanted.web_seeds)
 
 
 def _stricter(one_bps: int, other_bps: int) -> int:

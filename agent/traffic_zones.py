@@ -23,7 +23,8 @@ def zones_of(
     """
     named = list(ordered)
     for image in () if desired is None else desired.images:
-        named += (*image.parents, *image.fallbacks, *image.neighbours, *image.children)
+        named += (*image.parents, *image.fallbacks, *image.neighbours)
+        named += (*image.children, *image.second_children)
     peers = {peer.address for peer in named if _is_address(peer.address)}
     if farm is None:
         return see((), own=own, peers=peers)

@@ -19,7 +19,7 @@ import structlog
 from agent.pull.pace import Pace
 from agent.pull.pulling import ParentLost, Plan
 from agent.pull.source import PieceSink, Source
-from distrib.bus.messages import GrantTokens, NodeReason, Transport
+from distrib.bus.messages import DesiredImage, GrantTokens, NodeReason, Peer, Transport
 from distrib.errors import DistribError, TimedOut
 from distrib.swarm.torrent import TorrentInfo
 from distrib.trust.sitelist import SiteImage
@@ -42,17 +42,38 @@ HELPED: Final = 2
 
 @dataclass(frozen=True)
 class Means:
-    """What the site says of a pull's transport; ``tokens`` the newest leave, by its transport."""
+    """What the site says of a pull's transport; ``tokens`` the newest leave, by its transport.
+
+    ``children`` fetch from this node, by stripe: they are connected to like its parents, for the
+    first time ``opens_after_ms`` after the order."""
 
     plan: Plan = field(default_factory=Plan)
     transport: Transport = Transport.SWARM
     web_seeds: tuple[str, ...] = ()
     tokens: tuple[GrantTokens, ...] = ()
+    children: tuple[tuple[Peer, ...], ...] = ((), ())
+    opens_after_ms: int = 0
 
     @property
     def swarm(self) -> bool:
         """Whether pieces may come from BitTorrent peers."""
         return self.transport is not Transport.TSUNAMI
+
+
+def plan_of(wanted: DesiredImage) -> Plan:
+    """The peers of an order."""
+    return Plan(wanted.parents, wanted.fallbacks, wanted.neighbours, wanted.stripes)
+
+
+def means_of(wanted: DesiredImage) -> Means:
+    """All that an order says of how pieces may come."""
+    return Means(
+        plan_of(wanted),
+        wanted.transport,
+        wanted.web_seeds,
+        children=(wanted.children, wanted.second_children),
+        opens_after_ms=wanted.opens_after_ms,
+    )
 
 
 async def _nothing_to_learn(_: bytes) -> None:

@@ -99,15 +99,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a pull begins: ``children`` fetch from this node and are connected to like its parents,
-    ``after_s`` seconds after the order."""
-
-    children: tuple[Peer, ...] = ()
-    after_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class Pulling:
     """The state.
 

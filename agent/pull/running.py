@@ -21,7 +21,7 @@ from agent.pull.delta import Run
 from agent.pull.further import Further, Means, Pulled
 from agent.pull.parts import PullParts
 from agent.pull.pull import Pull
-from agent.pull.pulling import Opening, Plan
+from agent.pull.pulling import Plan
 from agent.pull.resume import Resume
 from agent.pull.source import Source
 from agent.pull.stripes import STRIPES, Store, Striped, close, second_of, unwanted_of
@@ -55,7 +55,6 @@ class RunningPull:
         parts: PullParts,
         plan: Plan,
         caps: Caps,
-        opening: Opening | None = None,
         deadline_s: float | None = None,
         means: Means | None = None,
     ) -> None:
@@ -68,7 +67,7 @@ class RunningPull:
         self._plan = plan
         self._means = means or Means(plan)
         self.brought, self.bad_peers = Counter[str](), Counter[str]()
-        self._opening = opening or Opening()
+        self._opens_after_ms = self._means.opens_after_ms
         self._caps = caps
         self._deadline_s = deadline_s
         self._swarm: tuple[SwarmSource, ...] = ()
@@ -261,8 +260,8 @@ class RunningPull:
         self._reshape.clear()
         self._reopen.clear()
         known = await asyncio.to_thread(self._parts.torrents.with_layers, self.image)
-        await asyncio.sleep(self._opening.after_s)
-        self._opening = replace(self._opening, after_s=0.0)
+        after_ms, self._opens_after_ms = self._opens_after_ms, 0
+        await asyncio.sleep(after_ms / 1000)
         have = resumed.have if resumed else None
         plans = [self._plan.of_stripe(i) for i in range(STRIPES)] if self._striped else [self._plan]
         transfers = []
@@ -277,7 +276,7 @@ class RunningPull:
                     target.directory,
                     have=have,
                     unwanted=missing,
-                    peers=self._first_peers(plans[stripe]),
+                    peers=self._first_peers(plans[stripe], stripe),
                 )
             )
         self.transfer = store = Striped(transfers) if self._striped else transfers[0]
@@ -379,12 +378,10 @@ class RunningPull:
         """Whether BitTorrent peers are asked: unless another transport is ordered that there is."""
         return self._means.swarm or not self._parts.makers
 
-    def _first_peers(self, plan: Plan) -> list[tuple[str, int]]:
+    def _first_peers(self, plan: Plan, stripe: int) -> list[tuple[str, int]]:
         """Whom to connect to in the same moment: a child that was ready before us was refused, and
         would come again only after a second."""
-        # Which of the children take which stripe is not said: dialled, they would take both.
-        children = () if self._striped else self._opening.children
-        peers = (*plan.parents, *children) if self._swarming else ()
+        peers = (*plan.parents, *self._means.children[stripe]) if self._swarming else ()
         return [(peer.address, peer.port) for peer in peers]
 
     def _limit(self) -> None:

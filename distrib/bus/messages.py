@@ -154,6 +154,7 @@ class DesiredImage(Model):
     fallbacks: Peers = ()
     neighbours: Peers = ()
     children: Peers = ()
+    second_children: Peers = ()
     opens_after_ms: Annotated[int, Field(ge=0, le=10_000)] = 0
     stripes: Annotated[int, Field(ge=1, le=2)] = 1
     web_seeds: Annotated[tuple[Url, ...], Field(max_length=8)] = ()
@@ -228,7 +229,6 @@ class ClassCaps(Model):
 
 class FarmMap(Message):
     """Payload of the ``farm`` envelope: who belongs to the farm, and caps for everybody.
-
     ``foreign``: networks outside the farm that may fetch and be fetched from."""
 
     issued_at: Time

@@ -156,6 +156,7 @@ def _image(one: Assigned, links: Links, web_seeds: tuple[str, ...]) -> DesiredIm
         fallbacks=peers_of(links.fallbacks, ssh=further),
         neighbours=peers_of(links.neighbours, ssh=further),
         children=peers_of(links.children),
+        second_children=peers_of(links.second_children),
         opens_after_ms=links.opens_after_ms,
         stripes=links.stripes,
         web_seeds=web_seeds if further else (),

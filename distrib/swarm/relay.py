@@ -14,16 +14,17 @@ Pure and deterministic.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from distrib.swarm.relay_cost import Shape
 from distrib.swarm.relay_groups import Block, Group, Layout
 from distrib.swarm.relay_peers import Links, Member, RelayPeer
-from distrib.swarm.relay_trees import STRIPES, block_parent, block_shape, exits
+from distrib.swarm.relay_trees import OUTSIDE, STRIPES, block_parent, block_shape, exits
 
 OPENS_LATER_MS = 120
-"""Every second node of a chain opens so much later than the others: the two sides of a link get
-their orders in the same tens of milliseconds, and each closes what the other opened just then."""
+"""The two sides of a link open so long after one another, or more: they get their orders in the
+same tens of milliseconds, and each would close what the other opens just then."""
 
 MAX_NEIGHBOURS = 8
 MAX_FALLBACK_SEEDERS = 2
@@ -35,6 +36,9 @@ Entry = tuple[Peers, Peers]
 """Who feeds a block, one or one a stripe; and who feeds those."""
 
 _NOBODY: Entry = ((), ())
+
+Below = tuple[tuple[int, int, RelayPeer], ...]
+"""Who is fed from a block, and in which stripe by which place of its row."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class _Work:
         self._seeder_peers = tuple(source.peer for source in sources[:MAX_FALLBACK_SEEDERS])
         self._before = before
         self._ends: dict[int, Entry] = {}
+        self._opens: dict[str, int] = {}
         self._striped: set[int] = set()
 
     def add(self, group: Group) -> None:
@@ -102,12 +107,12 @@ class _Work:
         striped = group.under in self._striped
         if striped:
             self._striped.add(group.key)
-        begun = 0
-        for place, block in enumerate(group.blocks):
-            rows = self._rows(block, striped=striped)
-            after = group.blocks[place + 1].nodes[:1] if place + 1 < len(group.blocks) else ()
-            self._add_block(group, place, rows, entry, below=self._peers_of(after), begun=begun)
-            begun += len(block.nodes)
+        blocks = [self._rows(block, striped=striped) for block in group.blocks]
+        for place, (block, rows) in enumerate(zip(group.blocks, blocks, strict=True)):
+            after = blocks[place + 1] if place + 1 < len(blocks) else ()
+            last = len(block.nodes) - 1
+            below = tuple((stripe, last, row[0]) for stripe, row in enumerate(after))
+            self._add_block(group, place, rows, entry, below)
             above = tuple(row[-2] for row in rows) if len(block.nodes) > 1 else entry[0]
             entry = (tuple(row[-1] for row in rows), above)
         self._ends[group.key] = entry
@@ -142,19 +147,19 @@ class _Work:
         return _NOBODY if feed is None else ((feed.peer,), ())
 
     def _add_trees(self, group: Group, entry: Entry) -> None:
-        count = len(group.blocks)
         rows = [self._rows(block, striped=True) for block in group.blocks]
-        for place in range(count):
+        below = _below(rows)
+        for place in range(len(rows)):
             feeds = []
             for stripe in range(STRIPES):
-                above, way = block_parent(place, count, stripe)
+                above, way = block_parent(place, len(rows), stripe)
                 if above < 0:
                     feeds.append(_of_stripe(entry[0], stripe))
                 else:
                     row = rows[above][stripe]
                     feeds.append(row[exits(len(row))[way]])
             known = tuple(feed for feed in feeds if feed is not None)
-            self._add_block(group, place, rows[place], (known, ()))
+            self._add_block(group, place, rows[place], (known, ()), below[place])
         last = rows[-1]
         ways = exits(len(last[0]))
         self._ends[group.key] = (tuple(last[i][ways[i]] for i in range(STRIPES)), ())
@@ -168,32 +173,36 @@ class _Work:
             tuple(member.stripe_peer(stripe) for member in members) for stripe in range(STRIPES)
         )
 
-    def _peers_of(self, nodes: Iterable[str]) -> Peers:
-        return tuple(self._members[name].peer for name in nodes)
-
     def _add_block(
         self,
         group: Group,
         place: int,
         rows: tuple[Peers, ...],
         entry: Entry,
-        *,
-        below: Peers = (),
-        begun: int = 0,
+        below: Below,
     ) -> None:
         key = (group.shape, place % 2, rows, entry, below, self._seeder_peers)
         known = self._before.blocks.get((group.key, place))
         if known is None or known.key != key:
             if group.shape is Shape.CHAIN:
-                links = _chain_links(rows, entry, below, self._seeder_peers, begun=begun)
+                links = _chain_links(rows, entry, below, self._seeder_peers)
             else:
-                links = _tree_links(rows, place % 2, entry[0], self._seeder_peers)
-            known = PlannedBlock(key, links)
-            for name, own in links.items():
+                links = _tree_links(rows, place % 2, entry[0], below, self._seeder_peers)
+            known = PlannedBlock(key, {name: self._opened(name, o) for name, o in links.items()})
+            for name, own in known.links.items():
                 self._set(name, own)
         else:
             self.links.update(known.links)
+            self._opens |= {name: own.opens_after_ms for name, own in known.links.items()}
         self.blocks[group.key, place] = known
+
+    def _opened(self, name: str, links: Links) -> Links:
+        """The links, opened at another moment than those of all whom the node is linked with."""
+        around = (*links.parents, *links.children, *links.second_children)
+        taken = {self._opens.get(peer.node) for peer in around}
+        after_ms = next(ms for ms in count(0, OPENS_LATER_MS) if ms not in taken)
+        self._opens[name] = after_ms
+        return replace(links, opens_after_ms=after_ms)
 
     def _set(self, name: str, links: Links) -> None:
         self.links[name] = links
@@ -202,11 +211,11 @@ class _Work:
 
 
 def _chain_links(
-    rows: tuple[Peers, ...], entry: Entry, below: Peers, seeders: Peers, *, begun: int
+    rows: tuple[Peers, ...], entry: Entry, below: Below, seeders: Peers
 ) -> dict[str, Links]:
-    """``begun`` nodes of the chain come before these."""
     links = {}
     row = rows[0]
+    fed = {stripe: (peer,) for stripe, _, peer in below}
     for place, peer in enumerate(row):
         parents = tuple(of[place - 1] for of in rows) if place else entry[0]
         above = entry[1]
@@ -215,17 +224,24 @@ def _chain_links(
         taken = {peer.node, *(parent.node for parent in parents)}
         fallbacks = _others((*above, *seeders), taken)
         near = _near(row, place, taken, behind=2)
-        # Where there are stripes a node has a port for each, and a child needs the right one.
-        children = (row[place + 1 : place + 2] or below) if len(rows) == 1 else ()
-        later_ms = OPENS_LATER_MS if len(rows) == 1 and (begun + place) % 2 else 0
-        links[peer.node] = Links(parents, fallbacks, near, len(rows), children, later_ms)
+        children = [of[place + 1 : place + 2] or fed.get(i, ()) for i, of in enumerate(rows)]
+        first, second = (*children, ())[:STRIPES]
+        links[peer.node] = Links(parents, fallbacks, near, len(rows), first, second)
     return links
 
 
 def _tree_links(
-    rows: tuple[Peers, ...], wide: int, entry: Peers, seeders: Peers
+    rows: tuple[Peers, ...], wide: int, entry: Peers, below: Below, seeders: Peers
 ) -> dict[str, Links]:
     shape = block_shape(len(rows[0]))
+    fed: dict[tuple[int, int], Peers] = {}
+    inside = (
+        (stripe, above[stripe != wide], rows[stripe][place])
+        for stripe in range(STRIPES)
+        for place, above in enumerate(shape)
+    )
+    for stripe, at, peer in (*inside, *below):
+        fed[stripe, at] = (*fed.get((stripe, at), ()), peer)
     links = {}
     for place, own in enumerate(rows[0]):
         parents, above = [], []
@@ -245,8 +261,24 @@ def _tree_links(
         taken = {own.node, *(parent.node for parent in parents)}
         fallbacks = _others((*above, *seeders), taken)
         near = _near(rows[0], place, taken, behind=1)
-        links[own.node] = Links(tuple(parents), fallbacks, near, stripes=STRIPES)
+        first, second = (fed.get((stripe, place), ()) for stripe in range(STRIPES))
+        links[own.node] = Links(tuple(parents), fallbacks, near, STRIPES, first, second)
     return links
+
+
+def _below(blocks: Sequence[tuple[Peers, ...]]) -> list[Below]:
+    """Of each block of trees, whom it feeds in other blocks: their entrances."""
+    found: list[list[tuple[int, int, RelayPeer]]] = [[] for _ in blocks]
+    for place, rows in enumerate(blocks):
+        shape = block_shape(len(rows[0]))
+        for stripe in range(STRIPES):
+            above, way = block_parent(place, len(blocks), stripe)
+            if above >= 0:
+                kind = 0 if stripe == place % 2 else 1
+                entrance = next(at for at, up in enumerate(shape) if up[kind] == OUTSIDE)
+                exit_at = exits(len(blocks[above][stripe]))[way]
+                found[above].append((stripe, exit_at, rows[stripe][entrance]))
+    return [tuple(one) for one in found]
 
 
 def _of_stripe(entry: Peers, stripe: int) -> RelayPeer | None:

@@ -57,7 +57,8 @@ class Links:
     """What one node is told of its peers.
 
     With ``stripes`` 2, ``parents[i]`` feeds the pieces whose index leaves i when divided by 2.
-    ``children`` are told in chains: both sides of a link connect, so that it stands once both can.
+    ``children`` fetch from the node, with two stripes those of the first, ``second_children`` those
+    of the second: both sides of a link connect, so that it stands once both can.
     ``opens_after_ms`` keeps the two from doing it in the same moment, when neither link would stand
     (docs/decisions/0045-crossing.md); a node that has begun is not told anew for it.
     """
@@ -67,4 +68,5 @@ class Links:
     neighbours: tuple[RelayPeer, ...] = ()
     stripes: int = 1
     children: tuple[RelayPeer, ...] = ()
+    second_children: tuple[RelayPeer, ...] = ()
     opens_after_ms: int = field(default=0, compare=False)

@@ -185,7 +185,7 @@ async def test_one_old_agent_makes_it_a_chain(make_farm: MakeFarm) -> None:
     ("usual_bps", "seconds_to_wait"),
     [
         pytest.param(100_000_000, range(2, 3), id="by-what-came-between-reports"),
-        pytest.param(8_000_000, range(2, 3), id="although-few-pieces-come-to-most"),
+        pytest.param(12_000_000, range(2, 3), id="although-few-pieces-come-to-most"),
         pytest.param(2_500_000, range(6, 9), id="by-the-mean-where-few-pieces-come"),
     ],
 )
