@@ -289,6 +289,8 @@ class RunningPull:
             resume_files=self._parts.resume,
             resumed=resumed,
         )
+        # One that is made and does not run would leave its transfer's events to pile up unread.
+        asked = zip(transfers, plans, strict=True) if self._swarming else ()
         self._swarm = tuple(
             SwarmSource(
                 transfer,
@@ -297,7 +299,7 @@ class RunningPull:
                 on_parent_lost=lambda lost: self._parts.on_parent_lost(infohash, lost),
                 changed=self._parts.changed,
             )
-            for transfer, plan in zip(transfers, plans, strict=True)
+            for transfer, plan in asked
         )
         return self.pull, self._sources(self.pull)
 

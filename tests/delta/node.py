@@ -16,13 +16,14 @@ from agent.cache.file import FileStore
 from agent.cache.records import ImageVersion, VolumeRecord
 from agent.cache.store import Store
 from agent.pull.copying import DiskRate
+from agent.pull.further import Means, SourceMaker
 from agent.pull.parts import PullParts
 from agent.pull.previous import PreviousVersions
 from agent.pull.pulling import Plan
 from agent.pull.resume import ResumeFiles
 from agent.pull.running import RunningPull
 from agent.pull.torrents import TorrentFiles
-from distrib.bus.messages import Caps, Peer, State
+from distrib.bus.messages import Caps, Peer, State, Transport
 from distrib.swarm.profile import lan_profile
 from distrib.swarm.session import SwarmSession
 from distrib.swarm.torrent import info_of, make_torrent, parse_info
@@ -75,6 +76,7 @@ class Node:
     stores: Sequence[Store] = ()
     link_bps: int = SLOW_LINK_BPS
     boot_id: str = "this boot"
+    makers: Sequence[SourceMaker] = ()
     sessions: dict[str, SwarmSession] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
@@ -102,7 +104,13 @@ class Node:
             yield
 
     def begin(
-        self, published: Published, version: str, peers: tuple[Peer, ...], *, store: str = "file"
+        self,
+        published: Published,
+        version: str,
+        peers: tuple[Peer, ...],
+        *,
+        store: str = "file",
+        transport: Transport = Transport.SWARM,
     ) -> RunningPull:
         """A pull that is ready to ``run``."""
         image = site_image(published.torrent, published.data, version)
@@ -117,8 +125,15 @@ class Node:
         record = self.cache.desire(wanted, store=store, retry=True)
         assert record.state in (State.RESERVED, State.PULLING), record
         info = self.torrents.accept(published.raw_info, image)
+        plan = Plan(peers)
         return RunningPull(
-            image, info, published.raw_info, parts=self._parts(), plan=Plan(peers), caps=Caps()
+            image,
+            info,
+            published.raw_info,
+            parts=self._parts(),
+            plan=plan,
+            caps=Caps(),
+            means=Means(plan, transport),
         )
 
     async def pull(
@@ -170,4 +185,5 @@ class Node:
             ),
             on_parent_lost=lambda *_: None,
             on_damaged=on_damaged,
+            makers=self.makers,
         )

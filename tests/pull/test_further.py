@@ -16,10 +16,11 @@ from agent.pull.pace import Pace
 from agent.pull.pulling import Plan
 from agent.pull.source import PieceSink, Source
 from agent.pull.swarm import SwarmSource
-from distrib.bus.messages import GrantTokens, Transport
+from distrib.bus.messages import GrantTokens, Peer, Transport
 from distrib.errors import NetworkError, TimedOut
-from tests.delta.node import site_image
-from tests.pull.conftest import IMAGE_BYTES, NODE, Published, seeding, session
+from distrib.swarm.transfer import Transfer
+from tests.delta.node import Node, site_image
+from tests.pull.conftest import IMAGE_BYTES, NODE, PORT, SEEDER, Published, seeding, session
 
 KINDS = ("http", "path", "tsunami")
 
@@ -125,6 +126,22 @@ async def test_a_source_beside_a_swarm_without_bytes_brings_the_image_and_is_cou
     assert maker.made == 2
     assert volume.path.read_bytes() == published.data
     assert brought["path"] > 0.8 * IMAGE_BYTES
+
+
+async def test_what_came_without_the_swarm_is_seeded_and_nothing_is_kept_for_nobody(
+    tmp_path: Path, published: Published
+) -> None:
+    node = Node(tmp_path, makers=(Maker(published.directory / "image.raw", made=1),))
+    nobody = Peer(node="nobody", address=SEEDER, port=PORT)
+    async with node.running():
+        pull = node.begin(published, "1.0.0", (nobody,), transport=Transport.TSUNAMI)
+        node.torrents.keep_layers(pull.image, published.torrent)
+        transfer = await pull.run()
+        assert isinstance(transfer, Transfer)
+        assert transfer.is_complete
+        assert transfer.events.empty()
+        assert not transfer.is_moving
+        await node.sessions["pread"].remove(transfer)
 
 
 @dataclass
