@@ -58,6 +58,14 @@ class Wanted:
         """Whether the node is to have the torrent."""
         return any(image.infohash == infohash for image in self.images)
 
+    def is_news_after(self, before: Wanted) -> bool:
+        """Whether who was told ``before`` is to be told this. When to open an image is no news."""
+        return self != before and self._without_openings() != before._without_openings()
+
+    def _without_openings(self) -> Wanted:
+        whenever = {"opens_after_ms": 0}
+        return replace(self, images=tuple(one.model_copy(update=whenever) for one in self.images))
+
 
 def with_assigned(held: Sequence[Assigned], new: Assigned) -> tuple[Assigned, ...]:
     """What is wanted on a node when ``new`` becomes the active version of its image.

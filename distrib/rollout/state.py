@@ -307,7 +307,7 @@ class State:
                 web_seeds=self.fleet.web_seeds_of,
             )
             before = self._published.get(node)
-            if wanted != before and (wanted.images or before is not None):
+            if wanted.images if before is None else wanted.is_news_after(before):
                 told[node] = wanted
         return told
 
