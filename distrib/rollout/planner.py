@@ -137,7 +137,9 @@ class Planner:
         told = [peer.node for peer in self.links(child, infohash).parents]
         if parent not in told:
             return False
-        self._unsettled.setdefault(infohash, set()).add(child)
+        # Its word excuses a node once at a time: else who complains all the while is never judged.
+        if child not in self._settled_s.get(infohash, {}):
+            self._unsettled.setdefault(infohash, set()).add(child)
         spoils = lost.reason is NodeReason.HASH_FAILED
         if not spoils and {parent, child} <= self._fleet.inventory.keys():
             has = self._fleet.member(parent, infohash).progress

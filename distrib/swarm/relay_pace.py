@@ -98,9 +98,12 @@ def judge(
     far = {}
     sure = set()
     for name, pull in pulls.items():
-        if pull.settling:
-            continue
         since = pace.behind_since_s.get(name)
+        if pull.settling:
+            # Neither judged nor acquitted: in a line that changes all the while it is so each time.
+            if since is not None:
+                behind[name] = since
+            continue
         share = ABOVE if since is not None else BELOW
         if _is_behind(pull, pulls, middle, share):
             behind[name] = now_s if since is None else since
@@ -112,7 +115,8 @@ def judge(
                 far[name] = pace.far_since_s.get(name, pull.metered_at_s)
                 if pull.metered_at_s - far[name] >= far_hold_s:
                     sure.add(name)
-    ripe = sure | {name for name, since in behind.items() if now_s - since >= hold_s}
+    long = {name for name, since in behind.items() if now_s - since >= hold_s}
+    ripe = sure | {name for name in long if not pulls[name].settling}
     if not ripe:
         return Pace(behind, far, pace.suspects), frozenset()
     guilty, suspects = _at_fault(ripe, pulls, pace.suspects)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import insert
+from structlog.testing import capture_logs
 
 from distrib.bus.messages import (
     Desired,
@@ -47,6 +48,7 @@ PER_RACK = 40
 class FakeFarm:
     """As many nodes as there are rows, and what they say."""
 
+    database: Database
     state: State
     key: Ed25519PrivateKey
     now: datetime
@@ -82,6 +84,13 @@ class FakeFarm:
         heard = self.state.fleet.hear(f"distrib/v1/node/{node}/report", encode(report))
         assert heard is not None
         self.state.report_changed(node, heard.before)
+
+    def hear_seeder(self) -> SeederPresence:
+        seeder = SeederPresence(
+            seeder="seeder", online=True, address="192.0.2.1", port=6881, infohashes=(INFOHASH,)
+        )
+        self.state.fleet.hear("distrib/v1/seeder/seeder/presence", encode(seeder))
+        return seeder
 
     async def settle(self) -> set[str]:
         """Who is told anew."""
@@ -132,12 +141,9 @@ def make_farm(tmp_path: Path) -> Iterator[MakeFarm]:
 
         state = State(Topics("distrib/v1"), database=database, key=key, clock=clock)
         state.load(60.0)
-        farm = FakeFarm(state, key, now, {}, names)
+        farm = FakeFarm(database, state, key, now, {}, names)
         made.append(farm)
-        seeder = SeederPresence(
-            seeder="seeder", online=True, address="192.0.2.1", port=6881, infohashes=(INFOHASH,)
-        )
-        state.fleet.hear("distrib/v1/seeder/seeder/presence", encode(seeder))
+        farm.hear_seeder()
         for name in names:
             one = Assigned(name, IMAGE, "1.0.0", INFOHASH, size_bytes=SIZE)
             state.assign(name, (one,))
@@ -181,6 +187,29 @@ async def test_one_old_agent_makes_it_a_chain(make_farm: MakeFarm) -> None:
     assert all(image.stripes == 1 for told in farm.told.values() for image in told.images)
 
 
+async def test_the_next_controller_tells_nobody_anew_when_to_open(make_farm: MakeFarm) -> None:
+    farm = make_farm(200)
+    for name in farm.names:
+        farm.say(name, trees=False)
+    await farm.settle()
+    # All after it in the chain would open at other moments if the plan began anew.
+    farm.say("wn0003", online=False, trees=False)
+    await farm.settle()
+    before = farm.state
+    farm.state = State(
+        Topics("distrib/v1"), database=farm.database, key=farm.key, clock=lambda: farm.now
+    )
+    farm.state.load(60.0)
+    farm.state.adopt(farm.told, before.sent)
+    farm.state.seeder_changed(farm.hear_seeder(), None)
+    for name in farm.names:
+        farm.state.assign(name, before.assigned[name])
+        farm.say(name, online=name != "wn0003", trees=False)
+    assert not await farm.settle()
+    opens = {name: farm.state.planner.links(name, INFOHASH).opens_after_ms for name in farm.names}
+    assert any(opens[name] != told.images[0].opens_after_ms for name, told in farm.told.items())
+
+
 @pytest.mark.parametrize(
     ("usual_bps", "seconds_to_wait"),
     [
@@ -221,6 +250,29 @@ async def test_a_node_that_reports_a_slow_pull_is_moved_to_the_end(
     # Until its new connection carries something, its child is not taken for slow itself.
     for rate_bps in (0, usual_bps // 5, usual_bps // 5):
         assert not await a_second_at(usual | {"wn0006": rate_bps})
+
+
+async def test_who_is_slow_and_complains_all_the_while_is_moved_all_the_same(
+    make_farm: MakeFarm,
+) -> None:
+    farm = make_farm(16)
+    for name in farm.names:
+        farm.say(name)
+    await farm.settle()
+    done = dict.fromkeys(farm.names, 0)
+    with capture_logs() as logs:
+        for second in range(30):
+            for n, name in enumerate(farm.names):
+                done[name] += 25_000_000 if n >= 5 and second > 3 else 100_000_000
+                farm.report(name, rate_bps=0, bytes_done=done[name])
+            (parent,) = farm.parents("wn0005")
+            lost = ParentLost(infohash=INFOHASH, parent=parent, reason=NodeReason.NO_PEERS)
+            farm.state.parent_lost(lost, child="wn0005")
+            farm.state.time_passed()
+            await farm.settle()
+            farm.now += timedelta(seconds=1)
+    slow = [one["node"] for one in logs if one["event"] == "slow-node-moved"]
+    assert slow[:1] == ["wn0005"]
 
 
 async def test_who_gets_nothing_at_first_is_not_taken_for_slow(make_farm: MakeFarm) -> None:

@@ -92,6 +92,13 @@ def test_a_pause_of_seconds_is_none() -> None:
     assert not any(watch(*[slow] * 5, well, *[slow] * 5))
 
 
+def test_whose_peers_change_all_the_while_is_neither_judged_nor_acquitted() -> None:
+    slow = chain(100, 100, 25, 25)
+    settling = slow | {"n2": replace(slow["n2"], settling=True)}
+    assert not any(watch(slow, *[settling] * 8))
+    assert watch(slow, *[settling] * 8, slow)[9] == {"n2"}
+
+
 def test_who_gets_a_little_better_is_not_acquitted() -> None:
     assert watch(*[chain(100, 55)] * 4, *[chain(100, 70)] * 3)[6] == {"n1"}
     assert not any(watch(*[chain(100, 70)] * 20))
