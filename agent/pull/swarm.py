@@ -119,7 +119,7 @@ class SwarmSource:
                 self._step(machine.on_piece(self._state, now_s=now_s))
             case PeersSampled(peers):
                 self._step(machine.on_sample(self._state, peers, now_s=now_s))
-            case PeerDown(address, _):
+            case PeerDown(address) if address not in self._transfer.peers:
                 if address in self._dialled:
                     self._dialled[address] = -DIAL_S
                 self._step(machine.on_peer_down(self._state, address, now_s=now_s))

@@ -24,16 +24,18 @@ class HashFailed:
 
 @dataclass(frozen=True)
 class PeerUp:
-    """The BitTorrent handshake with a peer is done."""
+    """A connection with a peer is there; ``port`` is its other end, of which there may be two."""
 
     address: str
+    port: int
 
 
 @dataclass(frozen=True)
 class PeerDown:
-    """A connection ended, or could not be made."""
+    """A connection ended, or could not be made. There may be another one with that peer."""
 
     address: str
+    port: int
     why: str
 
 

@@ -62,6 +62,8 @@ class Transfer:
         self.uploaded_bytes = 0
         self.asked: set[tuple[str, int]] = set()
         self.peers: set[str] = set()
+        self._connections: set[tuple[str, int]] = set()
+        self._unsampled: set[tuple[str, int]] = set()
         self.caps = (0, 0)
         self._limits = limits
         self.samples: tuple[PeerSample, ...] = ()
@@ -218,14 +220,8 @@ class Transfer:
                     self._note(index, held=False)
                     self._done.clear()
                 self._answer(index, held=False)
-            case PeerUp(address):
-                self.peers.add(address)
-            case PeerDown(address, _):
-                self.peers.discard(address)
-            case PeersSampled(peers):
-                self.samples = peers
-                # Of two connections with a peer one is closed: that was not the peer's end.
-                self.peers = {peer.address for peer in peers}
+            case PeerUp() | PeerDown() | PeersSampled():
+                self._note_peers(event)
             case PeerBanned(address):
                 self.hash_failures[address] = self.hash_failures.get(address, 0) + 1
             case StorageFault():
@@ -262,6 +258,22 @@ class Transfer:
             else:
                 answer.set_result(data)
         self._layers.clear()
+
+    def _note_peers(self, event: PeerUp | PeerDown | PeersSampled) -> None:
+        # Of two connections with a peer one is closed: that is not the peer's end.
+        match event:
+            case PeerUp(address, port):
+                self._connections.add((address, port))
+                self._unsampled.add((address, port))
+            case PeerDown(address, port, _):
+                self._connections.discard((address, port))
+                self._unsampled.discard((address, port))
+            case PeersSampled(peers):
+                self.samples = peers
+                # Who has just come was no peer yet when libtorrent was asked.
+                now, self._unsampled = self._unsampled, set()
+                self._connections = now | {(peer.address, peer.port) for peer in peers}
+        self.peers = {address for address, _ in self._connections}
 
     def _note(self, index: int, *, held: bool) -> None:
         size = self.info.piece_size(index) if held else -self.info.piece_size(index)
