@@ -25,12 +25,18 @@ CATEGORIES = (
     | lt.alert.category_t.peer_notification
 )
 
+
+def _peer_down(alert: Any) -> PeerDown:
+    address, port = alert.endpoint
+    return PeerDown(address, port, alert.message())
+
+
 EVENTS: dict[type[lt.torrent_alert], Callable[[Any], TransferEvent]] = {
     lt.piece_finished_alert: lambda alert: PieceDone(alert.piece_index),
     lt.hash_failed_alert: lambda alert: HashFailed(alert.piece_index),
     lt.peer_connect_alert: lambda alert: PeerUp(*alert.endpoint),
-    lt.peer_disconnected_alert: lambda alert: PeerDown(*alert.endpoint, why=alert.message()),
-    lt.peer_error_alert: lambda alert: PeerDown(*alert.endpoint, why=alert.message()),
+    lt.peer_disconnected_alert: _peer_down,
+    lt.peer_error_alert: _peer_down,
     lt.file_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
     lt.torrent_error_alert: lambda alert: StorageFault(alert.message(), alert.error.value()),
 }
