@@ -135,7 +135,8 @@ class Puller:
         image = self._desired_image(infohash)
         if image is None:
             return None
-        peers = (*image.parents, *image.fallbacks, *image.neighbours, *image.children)
+        fed = (*image.children, *image.second_children)
+        peers = (*image.parents, *image.fallbacks, *image.neighbours, *fed)
         return next((peer.node for peer in peers if peer.address == address), None)
 
     async def let_go(self, infohash: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from agent import puller as puller_module
 from agent.puller import Puller
-from distrib.bus.messages import Cancel, Caps, DesiredImage, NodeReason, Orders, State
+from distrib.bus.messages import Cancel, Caps, DesiredImage, NodeReason, Orders, Peer, State
 from distrib.swarm.torrent import info_of
 from tests.delta.node import MIB, UUID, Node, publish, site_image
 from tests.pull.conftest import Published
@@ -24,6 +24,27 @@ from tests.pull.conftest import Published
 @pytest.fixture
 def published(tmp_path: Path) -> Published:
     return publish(tmp_path / "image", os.urandom(MIB))
+
+
+def test_peers_of_every_kind_are_known_by_name(tmp_path: Path, published: Published) -> None:
+    kinds = ("parents", "fallbacks", "neighbours", "children", "second_children")
+    peers = {
+        kind: (Peer(node=f"wn{n}", address=f"192.0.2.{n}", port=6881),)
+        for n, kind in enumerate(kinds)
+    }
+    infohash = published.info.infohash
+    wanted = DesiredImage(identifier=UUID, version="1.0", infohash=infohash, **peers)
+    authority = SimpleNamespace(desired=SimpleNamespace(images=(wanted,)))
+    puller = Puller(
+        Node(tmp_path / "node")._parts(),
+        cast(Any, authority),
+        own_caps=Caps(),
+        want_torrent=lambda _: None,
+        changed=lambda: None,
+        clock=lambda: datetime.now(UTC),
+    )
+    named = [puller.node_at(infohash, f"192.0.2.{n}") for n in range(6)]
+    assert named == ["wn0", "wn1", "wn2", "wn3", "wn4", None]
 
 
 async def test_a_pull_that_was_cancelled_by_order_is_not_begun_again_behind_its_back(
