@@ -26,6 +26,7 @@ from agent.pull.pulling import (
     LEAVE_S,
     MISSES,
     NAMED_S,
+    OPENING_S,
     PROBE_EVERY_S,
     PROBE_SELDOM_S,
     REACH_S,
@@ -174,8 +175,8 @@ def on_probe(state: Pulling, peer: Peer, answer: Answer, *, now_s: float) -> Ste
         return state, ()
     if answer is Answer.TAKES:
         state = replace(state, misses={**state.misses, peer.address: 0})
-        # It had not begun yet, or each of the two has closed what the other opened just then.
-        again = () if peer.address in state.samples else (Ask((peer,)),)
+        opening = state.stage is Stage.PARENTS and now_s - state.began_s < OPENING_S
+        again = () if opening or peer.address in state.samples else (Ask((peer,)),)
         return replace(state, dialled_s=now_s) if again else state, again
     heard_s = state.heard_from.get(peer.address, -HEARD_S)
     if peer.address in state.samples and now_s - heard_s < HEARD_S:

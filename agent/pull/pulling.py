@@ -35,6 +35,10 @@ STALL_PIECES = 20
 REACH_S = 4.0
 """A peer that cannot be connected to for so long is lost, even if its host answers."""
 
+OPENING_S = 0.5
+"""Who loses a connection so soon after its start leaves the next one to its parent: it has not
+begun yet, and connects to its children when it does. Two such connections close each other."""
+
 REDIAL_S = 1.0
 """libtorrent makes connections once a second."""
 

@@ -173,6 +173,14 @@ def test_a_parent_that_is_not_ready_yet_is_dialled_again_for_four_seconds() -> N
     assert story.state.current == (GRANDPARENT,)
 
 
+def test_a_parent_that_has_not_begun_yet_is_left_time_to_connect_itself() -> None:
+    story = Story()
+    story.now_s += 0.2
+    assert not [one for one in story.down(PARENT, Answer.TAKES) if isinstance(one, Ask)]
+    story.now_s += 0.4
+    assert Ask((PARENT,)) in story.down(PARENT, Answer.TAKES)
+
+
 def test_a_parent_whose_connection_is_lost_is_dialled_again_at_once_if_it_is_there() -> None:
     story = Story()
     story.fed_by(PARENT)
