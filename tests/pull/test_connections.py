@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent.pull import pulling, swarm
+from agent.pull import machine, pulling, swarm
 from agent.pull.pulling import Answer, Plan
 from agent.pull.swarm import SwarmSource
 from distrib.bus.messages import Peer
@@ -57,6 +57,7 @@ async def test_a_parent_is_not_left_because_a_second_connection_with_it_was_clos
     # Silence has a parent probed, too; here only what befalls its connections shall.
     for name in ("QUIET_MIN_S", "QUIET_MAX_S"):
         monkeypatch.setattr(pulling, name, 1000.0)
+    monkeypatch.setattr(machine, "OPENING_S", 0.0)
     probed: list[str] = []
     left: list[str] = []
     dials: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
