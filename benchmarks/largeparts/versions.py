@@ -67,6 +67,8 @@ def _torrents(folder: Path, image: Path, kind: str, piece_bytes: int) -> tuple[P
         files = lt.file_storage()
         files.add_file(image.name, image.stat().st_size)
         made = lt.create_torrent(files, piece_bytes, lt.create_torrent.v1_only)
+        # As ours are: peers that told each other of peers would be no chain.
+        made.set_priv(True)
         lt.set_piece_hashes(made, str(image.parent))
         whole.write_bytes(lt.bencode(made.generate()))
         return whole, whole
