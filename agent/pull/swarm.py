@@ -7,8 +7,6 @@ import contextlib
 import errno
 from collections.abc import Callable
 
-import structlog
-
 from agent.pull import machine
 from agent.pull.pulling import Answer, Ask, Effect, GiveUp, Leave, ParentLost, Plan, Probe
 from agent.pull.source import PieceSink
@@ -23,8 +21,6 @@ from distrib.swarm.events import (
     TransferEvent,
 )
 from distrib.swarm.transfer import Transfer
-
-log = structlog.get_logger(__name__)
 
 TICK_S = 0.2
 
@@ -139,7 +135,6 @@ class SwarmSource:
 
     def _act(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
-            log.debug("relay-effect", infohash=self._transfer.infohash[:12], effect=str(effect))
             match effect:
                 case Ask(peers):
                     for peer in peers:
