@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 from collections.abc import Callable
 
 from agent.pull import machine
@@ -117,7 +118,7 @@ class SwarmSource:
                 self._step(machine.on_sample(self._state, peers, now_s=now_s))
             case PeerDown(address) if address not in self._transfer.peers:
                 if address in self._dialled:
-                    self._dialled[address] = -DIAL_S
+                    self._dialled[address] = -math.inf
                 self._step(machine.on_peer_down(self._state, address, now_s=now_s))
             case PeerBanned(address):
                 self._step(machine.on_banned(self._state, address, now_s=now_s))

@@ -60,7 +60,7 @@ class Planner:
         self._paces: dict[str, Pace] = {}
         self._meters: dict[str, dict[str, Meter]] = {}
         self._unsettled: dict[str, set[str]] = {}
-        self._settled_s: dict[str, dict[str, float]] = {}
+        self._settling_until_s: dict[str, dict[str, float]] = {}
         self._demoted_at: dict[tuple[str, str], datetime] = {}
         self._complaints: dict[tuple[str, str], list[datetime]] = {}
         self._looked_at = datetime.min.replace(tzinfo=UTC)
@@ -104,16 +104,23 @@ class Planner:
             for node, own in links.items()
             if (known := before.get(node)) is not own and known != own
         }
-        parents = {node for node in changed if _parents(before.get(node)) != _parents(links[node])}
-        self._unsettled.setdefault(infohash, set()).update(parents)
+        self._unsettled.setdefault(infohash, set()).update(
+            node for node in changed if _parents(before.get(node)) != _parents(links[node])
+        )
         return changed
 
     def drop(self, infohash: str) -> None:
         """Nobody wants the torrent any more."""
-        for kept in (self._layouts, self._plans, self._links, self._paces, self._meters):
+        for kept in (
+            self._layouts,
+            self._plans,
+            self._links,
+            self._paces,
+            self._meters,
+            self._unsettled,
+            self._settling_until_s,
+        ):
             kept.pop(infohash, None)
-        self._unsettled.pop(infohash, None)
-        self._settled_s.pop(infohash, None)
         for by_node in (self._demoted_at, self._complaints):
             for key in [key for key in by_node if key[0] == infohash]:
                 del by_node[key]
@@ -138,7 +145,7 @@ class Planner:
         if parent not in told:
             return False
         # Its word excuses a node once at a time: else who complains all the while is never judged.
-        if child not in self._settled_s.get(infohash, {}):
+        if child not in self._settling_until_s.get(infohash, {}):
             self._unsettled.setdefault(infohash, set()).add(child)
         spoils = lost.reason is NodeReason.HASH_FAILED
         if not spoils and {parent, child} <= self._fleet.inventory.keys():
@@ -187,7 +194,7 @@ class Planner:
     def _pulls(self, infohash: str, now_s: float, interval_s: float) -> dict[str, Pull]:
         """Who fetches, and how fast: what came between two reports, where that says something."""
         before, meters = self._meters.get(infohash, {}), dict[str, Meter]()
-        settled_s = self._settle(infohash, now_s)
+        settling = self._settle(infohash, now_s)
         fetching = {}
         for node in self._plans[infohash].links:
             held = self._fleet.held(node, infohash)
@@ -198,7 +205,7 @@ class Planner:
                 fetching[node] = held
                 sent_at_s = self._fleet.reports[node].sent_at.timestamp()
                 begun = Meter(held.bytes_done, sent_at_s, now_s)
-                known = begun if node in settled_s else before.get(node, begun)
+                known = begun if node in settling else before.get(node, begun)
                 meters[node] = known.read(held.bytes_done, sent_at_s, now_s=now_s)
         self._meters[infohash] = meters
         rates = {node: _rate_bps(meters[node], held) for node, held in fetching.items()}
@@ -217,16 +224,16 @@ class Planner:
                 rate_bps=held.rate_bps if metered is None else metered,
                 progress=held.bytes_done / held.bytes_total,
                 parents=parents,
-                settling=node in settled_s,
+                settling=node in settling,
                 metered_at_s=None if metered is None else meter.sent_at_s,
             )
         return pulls
 
     def _settle(self, infohash: str, now_s: float) -> Mapping[str, float]:
         """Whose peers have changed so lately that its rate says nothing, and until when."""
-        until_s = {n: s for n, s in self._settled_s.get(infohash, {}).items() if s > now_s}
+        until_s = {n: s for n, s in self._settling_until_s.get(infohash, {}).items() if s > now_s}
         until_s |= dict.fromkeys(self._unsettled.pop(infohash, ()), now_s + SETTLE_S)
-        self._settled_s[infohash] = until_s
+        self._settling_until_s[infohash] = until_s
         return until_s
 
     def _is_movable(self, infohash: str, node: str, *, now: datetime) -> bool:

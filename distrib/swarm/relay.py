@@ -20,7 +20,7 @@ from itertools import count
 from distrib.swarm.relay_cost import Shape
 from distrib.swarm.relay_groups import Block, Group, Layout
 from distrib.swarm.relay_peers import Links, Member, RelayPeer
-from distrib.swarm.relay_trees import OUTSIDE, STRIPES, block_parent, block_shape, exits
+from distrib.swarm.relay_trees import STRIPES, block_parent, block_shape, entrance, exits
 
 OPENS_LATER_MS = 120
 """The two sides of a link open so long after one another, or more: they get their orders in the
@@ -148,18 +148,21 @@ class _Work:
 
     def _add_trees(self, group: Group, entry: Entry) -> None:
         rows = [self._rows(block, striped=True) for block in group.blocks]
-        below = _below(rows)
-        for place in range(len(rows)):
-            feeds = []
+        feeds: list[list[RelayPeer]] = [[] for _ in rows]
+        below: list[list[tuple[int, int, RelayPeer]]] = [[] for _ in rows]
+        for place, own in enumerate(rows):
             for stripe in range(STRIPES):
                 above, way = block_parent(place, len(rows), stripe)
                 if above < 0:
-                    feeds.append(_of_stripe(entry[0], stripe))
-                else:
-                    row = rows[above][stripe]
-                    feeds.append(row[exits(len(row))[way]])
-            known = tuple(feed for feed in feeds if feed is not None)
-            self._add_block(group, place, rows[place], (known, ()), below[place])
+                    feeds[place] += filter(None, [_of_stripe(entry[0], stripe)])
+                    continue
+                row = rows[above][stripe]
+                at = exits(len(row))[way]
+                feeds[place].append(row[at])
+                fed = own[stripe][entrance(len(own[stripe]), wide=stripe == place % 2)]
+                below[above].append((stripe, at, fed))
+        for place, own in enumerate(rows):
+            self._add_block(group, place, own, (tuple(feeds[place]), ()), tuple(below[place]))
         last = rows[-1]
         ways = exits(len(last[0]))
         self._ends[group.key] = (tuple(last[i][ways[i]] for i in range(STRIPES)), ())
@@ -264,21 +267,6 @@ def _tree_links(
         first, second = (fed.get((stripe, place), ()) for stripe in range(STRIPES))
         links[own.node] = Links(tuple(parents), fallbacks, near, STRIPES, first, second)
     return links
-
-
-def _below(blocks: Sequence[tuple[Peers, ...]]) -> list[Below]:
-    """Of each block of trees, whom it feeds in other blocks: their entrances."""
-    found: list[list[tuple[int, int, RelayPeer]]] = [[] for _ in blocks]
-    for place, rows in enumerate(blocks):
-        shape = block_shape(len(rows[0]))
-        for stripe in range(STRIPES):
-            above, way = block_parent(place, len(blocks), stripe)
-            if above >= 0:
-                kind = 0 if stripe == place % 2 else 1
-                entrance = next(at for at, up in enumerate(shape) if up[kind] == OUTSIDE)
-                exit_at = exits(len(blocks[above][stripe]))[way]
-                found[above].append((stripe, exit_at, rows[stripe][entrance]))
-    return [tuple(one) for one in found]
 
 
 def _of_stripe(entry: Peers, stripe: int) -> RelayPeer | None:

@@ -59,6 +59,11 @@ def narrow_parent(place: int, length: int) -> int:
     return OUTSIDE if slot == 0 else 2 * ((slot - 1) // 2) + 1
 
 
+def entrance(length: int, *, wide: bool) -> int:
+    """The place that is fed from outside, in the block's wide or in its other stripe."""
+    return 0 if wide else min(1, length - 1)
+
+
 def exits(length: int) -> tuple[int, int]:
     """The places that feed other blocks, in the wide stripe."""
     if length == 1:
